@@ -1,0 +1,185 @@
+// Anderson acceleration of one row whose history lies in a tile's scratch memory.
+//
+// Kept: ring columns G_j = g_k - g_{k-1} (g = f - z) and P_j = h_k - h_{k-1} (h = z + damping g), the previous g
+// and h, and the Gram matrix of the G_j, of which a step computes one new row. The next iterate is
+// h - sum_j gamma_j P_j: each step reads every G_j once and every P_j once.
+#pragma once
+
+#include "../common/small_solve.h"
+#include "simd.h"
+
+namespace ak::AK_ISA {
+
+template <class T>
+struct AndersonRow {
+  T* previous_g;
+  T* previous_h;
+  T* g;  // [history, ld]
+  T* p;  // [history, ld]
+  double gram[kMaxHistory * kMaxHistory];
+  double level;  // lowest |g|^2 since the history was last cleared
+  int used;      // valid columns
+  int next;      // slot the next column goes to
+  bool primed;   // previous_g and previous_h hold the last step
+
+  static int64_t elements(int history, int64_t ld) { return (2 + 2 * int64_t(history)) * ld; }
+
+  void place(T* memory, int history, int64_t ld) {
+    previous_g = memory;
+    previous_h = memory + ld;
+    g = memory + 2 * ld;
+    p = g + history * ld;
+  }
+  void clear() {
+    used = next = 0;
+    primed = false;
+    level = -1;
+  }
+};
+
+constexpr double kRestartFactor2 = 100;  // |g|^2 this far above its lowest: the history misleads
+
+template <class T>
+constexpr double kPivotFloor = sizeof(T) == 8 ? 1e-13 : 1e-7;
+
+template <class T>
+struct DotPair {
+  double with_new, with_g;
+};
+
+// <G_j, dG> and <G_j, g> for `columns` columns at once.
+template <class T, int columns>
+inline void dots(int64_t ld, const T* const* column, const T* dg, const T* g, DotPair<T>* out) {
+  Vec<T> a[columns]{}, b[columns]{};
+  for (int64_t i = 0; i < ld; i += kLanes<T>) {
+    const Vec<T> x = load(dg + i), y = load(g + i);
+#pragma GCC unroll 4
+    for (int j = 0; j < columns; ++j) {
+      const Vec<T> c = load(column[j] + i);
+      a[j] = fma<T>(c, x, a[j]);
+      b[j] = fma<T>(c, y, b[j]);
+    }
+  }
+  for (int j = 0; j < columns; ++j) out[j] = {double(sum_lanes<T>(a[j])), double(sum_lanes<T>(b[j]))};
+}
+
+template <class T, int columns>
+inline void subtract_columns(int64_t ld, const T* const* column, const double* weight, T* x) {
+  Vec<T> w[columns];
+  for (int j = 0; j < columns; ++j) w[j] = broadcast<T>(T(-weight[j]));
+  for (int64_t i = 0; i < ld; i += kLanes<T>) {
+    Vec<T> sum = load(x + i);
+#pragma GCC unroll 4
+    for (int j = 0; j < columns; ++j) sum = fma<T>(w[j], load(column[j] + i), sum);
+    store(x + i, sum);
+  }
+}
+
+// In: iterate x and f(x) in `f`. Out: the next iterate in `f`. ld covers the row in whole vectors, padding zero.
+template <class T>
+void anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, double ridge, double r2, const T* x,
+                      T* f) {
+  const bool restart = row.level >= 0 && r2 > kRestartFactor2 * row.level;
+  if (restart) row.clear();
+  if (row.level < 0 || r2 < row.level) row.level = r2;
+
+  const Vec<T> beta = broadcast<T>(damping);
+  if (!row.primed) {
+    for (int64_t i = 0; i < ld; i += kLanes<T>) {
+      const Vec<T> xi = load(x + i), fi = load(f + i);
+      const Vec<T> g = fi - xi;
+      const Vec<T> h = damping == T(1) ? fi : fma<T>(beta, g, xi);
+      store(row.previous_g + i, g);
+      store(row.previous_h + i, h);
+      store(f + i, h);
+    }
+    row.primed = true;
+    return;
+  }
+
+  const int slot = row.next;
+  T* const new_g = row.g + slot * ld;
+  T* const new_p = row.p + slot * ld;
+  Vec<T> square{}, along{};
+  for (int64_t i = 0; i < ld; i += kLanes<T>) {
+    const Vec<T> xi = load(x + i), fi = load(f + i);
+    const Vec<T> g = fi - xi;
+    const Vec<T> h = damping == T(1) ? fi : fma<T>(beta, g, xi);
+    const Vec<T> dg = g - load(row.previous_g + i);
+    store(new_g + i, dg);
+    store(new_p + i, h - load(row.previous_h + i));
+    store(row.previous_g + i, g);
+    store(row.previous_h + i, h);
+    if (damping != T(1)) store(f + i, h);
+    square = fma<T>(dg, dg, square);
+    along = fma<T>(dg, g, along);
+  }
+  row.next = slot + 1 == history ? 0 : slot + 1;
+  if (row.used < history) row.used += 1;
+
+  double rhs[kMaxHistory], gamma[kMaxHistory];
+  int order[kMaxHistory];  // oldest to newest
+  for (int i = 0; i < row.used; ++i) {
+    const int s = row.next - row.used + i;
+    order[i] = s < 0 ? s + history : s;
+  }
+  row.gram[slot * history + slot] = double(sum_lanes<T>(square));
+  rhs[slot] = double(sum_lanes<T>(along));
+  const int others = row.used - 1;
+  for (int first = 0; first < others; first += 4) {
+    const int count = others - first < 4 ? others - first : 4;
+    const T* column[4];
+    DotPair<T> pair[4];
+    for (int j = 0; j < count; ++j) column[j] = row.g + order[first + j] * ld;
+    switch (count) {
+      case 1:
+        dots<T, 1>(ld, column, new_g, row.previous_g, pair);
+        break;
+      case 2:
+        dots<T, 2>(ld, column, new_g, row.previous_g, pair);
+        break;
+      case 3:
+        dots<T, 3>(ld, column, new_g, row.previous_g, pair);
+        break;
+      default:
+        dots<T, 4>(ld, column, new_g, row.previous_g, pair);
+    }
+    for (int j = 0; j < count; ++j) {
+      const int s = order[first + j];
+      row.gram[s * history + slot] = row.gram[slot * history + s] = pair[j].with_new;
+      rhs[s] = pair[j].with_g;
+    }
+  }
+  const int solved =
+      small_solve<double>(row.gram, history, rhs, order, row.used, ridge, kPivotFloor<T>, gamma);
+  if (solved == 0) {
+    const double level = row.level;
+    row.used = row.next = 0;
+    row.level = level;
+    return;
+  }
+  for (int first = 0; first < row.used; first += 4) {
+    const int count = row.used - first < 4 ? row.used - first : 4;
+    const T* column[4];
+    double weight[4];
+    for (int j = 0; j < count; ++j) {
+      column[j] = row.p + order[first + j] * ld;
+      weight[j] = gamma[order[first + j]];
+    }
+    switch (count) {
+      case 1:
+        subtract_columns<T, 1>(ld, column, weight, f);
+        break;
+      case 2:
+        subtract_columns<T, 2>(ld, column, weight, f);
+        break;
+      case 3:
+        subtract_columns<T, 3>(ld, column, weight, f);
+        break;
+      default:
+        subtract_columns<T, 4>(ld, column, weight, f);
+    }
+  }
+}
+
+}  // namespace ak::AK_ISA

@@ -1,0 +1,129 @@
+#include "dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "scratch.h"
+
+// What each instruction set's objects define (csrc/cpu/solve_*.cpp).
+#define AK_DECLARE_SOLVE(name, Problem)                                                                  \
+  void name(const Problem<float>&, const SolveOptions&, const SolveResult<float>&, const Executor&);     \
+  void name(const Problem<double>&, const SolveOptions&, const SolveResult<double>&, const Executor&);
+
+#define AK_DECLARE(isa)                                                             \
+  namespace ak::isa {                                                               \
+  AK_DECLARE_SOLVE(solve_affine, AffineProblem)                                     \
+  TilePlan plan_affine(int64_t, int64_t, int, int, int, int);                       \
+  static const SolveKernels<float> solve_f32{solve_affine};                         \
+  static const SolveKernels<double> solve_f64{solve_affine};                        \
+  }
+
+#define AK_ENTRY(isa, check) \
+  { #isa, [] { return bool(check); }, &isa::solve_f32, &isa::solve_f64, isa::plan_affine }
+
+#if defined(__x86_64__)
+AK_DECLARE(avx512bf16)
+AK_DECLARE(avx512)
+AK_DECLARE(avx2)
+#endif
+AK_DECLARE(portable)
+
+namespace ak {
+namespace {
+
+#if defined(__x86_64__)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+const InstructionSet kSets[] = {
+#if defined(__x86_64__)
+    AK_ENTRY(avx512bf16, has_avx512() && __builtin_cpu_supports("avx512bf16")),
+    AK_ENTRY(avx512, has_avx512()),
+    AK_ENTRY(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                       __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c")),
+#endif
+    AK_ENTRY(portable, true),
+};
+
+const InstructionSet* best() {
+  for (const InstructionSet& set : kSets)
+    if (set.supported()) return &set;
+  return nullptr;  // not reached: portable is always supported
+}
+
+std::atomic<const InstructionSet*> chosen{nullptr};
+
+}  // namespace
+
+const InstructionSet* instruction_sets(int* count) {
+  *count = int(sizeof kSets / sizeof kSets[0]);
+  return kSets;
+}
+
+const InstructionSet& instruction_set() {
+  const InstructionSet* set = chosen.load(std::memory_order_acquire);
+  if (set == nullptr) {
+    set = best();
+    chosen.store(set, std::memory_order_release);
+  }
+  return *set;
+}
+
+bool set_instruction_set(const char* name) {
+  for (const InstructionSet& set : kSets) {
+    if (std::strcmp(set.name, name) != 0 || !set.supported()) continue;
+    chosen.store(&set, std::memory_order_release);
+    return true;
+  }
+  return false;
+}
+
+template <>
+const SolveKernels<float>& solve_kernels<float>() {
+  return *instruction_set().f32;
+}
+template <>
+const SolveKernels<double>& solve_kernels<double>() {
+  return *instruction_set().f64;
+}
+
+Scratch::~Scratch() { std::free(data_); }
+
+void* Scratch::get(size_t bytes) {
+  if (bytes > capacity_) {
+    std::free(data_);
+    capacity_ = (bytes + 4095) / 4096 * 4096;
+    data_ = std::aligned_alloc(64, capacity_);
+    if (data_ == nullptr) {
+      capacity_ = 0;
+      throw std::bad_alloc();
+    }
+  }
+  return data_;
+}
+
+void Scratch::release_if_large() {
+  constexpr size_t kKeep = size_t(32) << 20;
+  if (capacity_ <= kKeep) return;
+  std::free(data_);
+  data_ = nullptr;
+  capacity_ = 0;
+}
+
+Scratch& tile_scratch() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
+Scratch& packed_scratch() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
+}  // namespace ak

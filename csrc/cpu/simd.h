@@ -1,0 +1,160 @@
+// Vectors of one instruction set, as GCC/Clang vector types: the same text is AVX-512, AVX2, SSE or NEON code,
+// by the flags its file is compiled with. Everything lives in namespace ak::AK_ISA, so that objects built for
+// different processors never share a symbol.
+//
+// Sums are always fma(a, b, c) by name, with contraction off: two instances of one template round alike, which
+// is what keeps a row's bits independent of the rows beside it.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#ifndef AK_ISA
+#error "compile with -DAK_ISA=<instruction set>"
+#endif
+
+#ifndef AK_VECTOR_BYTES
+#if defined(__AVX512F__)
+#define AK_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define AK_VECTOR_BYTES 32
+#else
+#define AK_VECTOR_BYTES 16
+#endif
+#endif
+
+namespace ak::AK_ISA {
+
+template <class T>
+struct IntOf;
+template <>
+struct IntOf<float> {
+  using type = int32_t;
+};
+template <>
+struct IntOf<double> {
+  using type = int64_t;
+};
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(AK_VECTOR_BYTES)));
+};
+
+template <class T>
+using Vec = typename VectorOf<T>::type;
+template <class T>
+using IntVec = typename VectorOf<typename IntOf<T>::type>::type;
+
+template <class T>
+inline constexpr int kLanes = AK_VECTOR_BYTES / int(sizeof(T));
+
+constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+template <class T>
+inline Vec<T> load(const T* p) {
+  Vec<T> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+inline void store(T* p, Vec<T> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+template <class T>
+inline Vec<T> broadcast(T x) {
+  return x - Vec<T>{};
+}
+
+// The first n < kLanes entries at p, the rest zero.
+template <class T>
+inline Vec<T> load_first(const T* p, int n) {
+  Vec<T> v{};
+  std::memcpy(&v, p, sizeof(T) * size_t(n));
+  return v;
+}
+
+// The per-lane operations the shared mathematics (csrc/common/activations.h) is written in.
+template <class T>
+struct VecOps {
+  using Scalar = T;
+  using V = Vec<T>;
+  using I = IntVec<T>;
+
+  static V constant(T x) { return broadcast<T>(x); }
+
+  static V fma(V a, V b, V c) {
+#if defined(__AVX512F__) && AK_VECTOR_BYTES == 64
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+    else
+      return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__FMA__) && AK_VECTOR_BYTES == 32
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+    else
+      return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__) && AK_VECTOR_BYTES == 16
+    if constexpr (sizeof(T) == 4)
+      return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+    else
+      return (V)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+    return a * b + c;
+#endif
+  }
+
+  // max and min return the second argument where either is NaN, so a constant first lets NaN through.
+  static V max(V a, V b) { return a > b ? a : b; }
+  static V min(V a, V b) { return a < b ? a : b; }
+  static V select(I mask, V a, V b) { return mask ? a : b; }
+  static I positive(V x) { return x > V{}; }
+  static I negative(V x) { return x < V{}; }
+  static V abs(V x) { return (V)((I)x & ~sign_bit()); }
+  static V copy_sign(V magnitude, V sign) { return (V)(((I)magnitude & ~sign_bit()) | ((I)sign & sign_bit())); }
+
+  // 2^k and k for the integer k nearest to x, |x| < 2^21.
+  static V nearest(V x, V& power) {
+    constexpr T magic = sizeof(T) == 4 ? T(12582912.0) : T(6755399441055744.0);  // 1.5 * 2^mantissa bits
+    constexpr int mantissa = sizeof(T) == 4 ? 23 : 52;
+    const V shifted = x + constant(magic);
+    const I bits = (I)shifted - (I)constant(magic) + (sizeof(T) == 4 ? 127 : 1023);
+    power = (V)(bits << mantissa);
+    return shifted - constant(magic);
+  }
+
+ private:
+  static I sign_bit() { return (I)constant(T(-0.0)); }
+};
+
+template <class T>
+inline Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
+  return VecOps<T>::fma(a, b, c);
+}
+
+// A row copied into whole vectors, the padding zero.
+template <class T>
+inline void copy_padded(T* to, const T* from, int64_t n, int64_t padded) {
+  std::memcpy(to, from, size_t(n) * sizeof(T));
+  for (int64_t i = n; i < padded; ++i) to[i] = T(0);
+}
+
+// Lanes added pairwise, in an order that depends on the vector width alone.
+template <class T>
+inline T sum_lanes(Vec<T> v) {
+  T lane[kLanes<T>];
+  std::memcpy(lane, &v, sizeof v);
+  for (int width = kLanes<T> / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  return lane[0];
+}
+
+}  // namespace ak::AK_ISA

@@ -1,0 +1,236 @@
+// One thread's solve loop: a tile of rows iterated together until each is done.
+//
+// Rows leave the moment they stop; the next waiting row takes the slot, and when none waits the tile shrinks. A
+// row's iterates live in three buffers: the current one, the one f is written to, and the best one so far where
+// that is neither; no iterate is ever copied inside the loop.
+//
+// A Map is a cell's fused evaluation:
+//   static/ctor data shared by all threads (packed weights), and per thread
+//   int64_t slot_elements()                    row constants a slot holds (u, ...)
+//   void load(T* constants, int64_t row)
+//   void evaluate(int n, const Evaluation<T>*) f of n rows and the sums the stopping rule needs
+#pragma once
+
+#include <atomic>
+#include <new>
+
+#include "../common/auto_choice.h"
+#include "anderson_row.h"
+#include "gemm.h"
+#include "kernels.h"
+
+namespace ak::AK_ISA {
+
+template <class T>
+struct Evaluation {
+  const T* x;
+  T* f;
+  T* constants;       // what Map::load put there
+  const T* previous;  // x of the step before, where Auto wants <g_k, g_{k-1}>; else null
+  bool zero;          // x is known to be all zeros
+  double r2, f2;      // out: |f - x|^2, |f|^2
+  double dot;         // out, with previous: <f - x, x - previous>
+};
+
+template <class T>
+struct Slot {
+  int64_t row;
+  T* x[3];
+  T* constants;
+  int current, best, target, previous;  // indices into x; -1: none
+  bool zero;
+  Progress<double> progress;
+  AutoState<double> choice;
+  double previous_r2;
+  AndersonRow<T> anderson;
+};
+
+struct TileShape {
+  int rows;
+  int history;  // 0: Picard only
+  double price;
+};
+
+template <class T, class Map>
+class Tile {
+ public:
+  Tile(Map& map, int64_t dim, const TileShape& shape, const SolveOptions& options, const T* z0,
+       const SolveResult<T>& result, int64_t rows)
+      : map_(map),
+        dim_(dim),
+        // Rows a power of two apart would share cache sets.
+        ld_(round_up(dim, kLanes<T>) + kLanes<T>),
+        used_ld_(round_up(dim, kLanes<T>)),
+        shape_(shape),
+        options_(options),
+        rule_{options.rtol, options.atol, sizeof(T) == 8 ? 0x1p-52 : 0x1p-23, options.max_steps, options.min_steps},
+        z0_(z0),
+        result_(result),
+        rows_(rows) {}
+
+  size_t scratch_bytes() const {
+    const size_t per_slot = size_t(3 * ld_ + map_.slot_elements() + history_elements()) * sizeof(T);
+    return size_t(shape_.rows) * (per_slot + sizeof(Slot<T>)) + 64;
+  }
+
+  void solve(std::atomic<int64_t>& queue, void* scratch) {
+    place(static_cast<char*>(scratch));
+    int active = 0;
+    Slot<T>* running[kMaxTile];
+    while (active < shape_.rows && refill(slots_[active], queue)) {
+      running[active] = &slots_[active];
+      ++active;
+    }
+    Evaluation<T> evaluation[kMaxTile];
+    while (active > 0) {
+      for (int i = 0; i < active; ++i) evaluation[i] = request(*running[i]);
+      map_.evaluate(active, evaluation);
+      for (int i = active - 1; i >= 0; --i) {
+        Slot<T>& slot = *running[i];
+        if (advance(slot, evaluation[i]) || refill(slot, queue)) continue;
+        running[i] = running[--active];
+      }
+    }
+  }
+
+ private:
+  int64_t history_elements() const {
+    return shape_.history > 0 ? AndersonRow<T>::elements(shape_.history, ld_) : 0;
+  }
+
+  void place(char* memory) {
+    slots_ = reinterpret_cast<Slot<T>*>(memory);
+    T* data = reinterpret_cast<T*>(memory + round_up(int64_t(sizeof(Slot<T>)) * shape_.rows, 64));
+    for (int i = 0; i < shape_.rows; ++i) {
+      Slot<T>& slot = *new (&slots_[i]) Slot<T>;
+      for (T*& x : slot.x) {
+        x = data;
+        data += ld_;
+      }
+      slot.constants = data;
+      data += map_.slot_elements();
+      slot.anderson.place(data, shape_.history, ld_);
+      data += history_elements();
+    }
+  }
+
+  bool refill(Slot<T>& slot, std::atomic<int64_t>& queue) {
+    if (queue.load(std::memory_order_relaxed) >= rows_) return false;
+    const int64_t row = queue.fetch_add(1, std::memory_order_relaxed);
+    if (row >= rows_) return false;
+    slot.row = row;
+    slot.current = 0;
+    slot.target = 1;
+    slot.best = slot.previous = -1;
+    slot.progress = {};
+    slot.choice = {};
+    slot.previous_r2 = 0;
+    slot.anderson.clear();
+    copy_padded(slot.x[0], z0_ + row * dim_, dim_, used_ld_);
+    Vec<T> any{};
+    for (int64_t i = 0; i < used_ld_; i += kLanes<T>) {
+      const Vec<T> x = load(slot.x[0] + i);
+      any = x == Vec<T>{} ? any : broadcast<T>(T(1));
+    }
+    slot.zero = sum_lanes<T>(any) == T(0);
+    map_.load(slot.constants, row);
+    return true;
+  }
+
+  Evaluation<T> request(const Slot<T>& slot) const {
+    const bool watch = options_.solver == kAuto && !slot.choice.anderson && slot.previous >= 0 &&
+                       !slot.choice.locked;
+    return {slot.x[slot.current],
+            slot.x[slot.target],
+            slot.constants,
+            watch ? slot.x[slot.previous] : nullptr,
+            slot.zero && slot.progress.steps == 0,
+            0,
+            0,
+            0};
+  }
+
+  // Takes in one evaluation; false when the row is done (and written out).
+  bool advance(Slot<T>& slot, const Evaluation<T>& e) {
+    const Judgement<double> verdict = judge(slot.progress, e.r2, e.f2, rule_);
+    if (result_.trace != nullptr)
+      result_.trace[int64_t(slot.progress.steps - 1) * rows_ + slot.row] = float(relative_residual(e.r2, e.f2));
+    if (verdict.new_best) slot.best = slot.current;
+    if (verdict.status != kRunning) {
+      write(slot, verdict.status, e);
+      return false;
+    }
+    T* const f = slot.x[slot.target];
+    const T damping = T(options_.damping);
+    if (accelerates(slot, e)) {
+      anderson_advance<T>(slot.anderson, used_ld_, shape_.history, damping, options_.ridge, e.r2, e.x, f);
+    } else if (damping != T(1)) {
+      for (int64_t i = 0; i < used_ld_; i += kLanes<T>) {
+        const Vec<T> x = load(e.x + i);
+        store(f + i, fma<T>(broadcast<T>(damping), load(f + i) - x, x));
+      }
+    }
+    slot.previous_r2 = e.r2;
+    turn_buffers(slot);
+    return true;
+  }
+
+  bool accelerates(Slot<T>& slot, const Evaluation<T>& e) {
+    if (options_.solver != kAuto) return options_.solver == kAnderson;
+    if (slot.progress.steps < kAutoFirstStep) return false;
+    const bool before = slot.choice.anderson;
+    // x_k - x_{k-1} = damping g_{k-1}
+    const double dot = e.dot / options_.damping;
+    const bool now = choose(slot.choice, slot.progress.steps, e.r2, slot.previous_r2, dot, shape_.price);
+    if (now && !before) prime(slot, e);
+    if (before && !now) slot.anderson.clear();
+    return now;
+  }
+
+  // Enters Anderson with the last Picard step as its first difference: h_{k-1} = x_k, g_{k-1} as above.
+  void prime(Slot<T>& slot, const Evaluation<T>& e) {
+    slot.anderson.clear();
+    if (e.previous == nullptr) return;
+    const Vec<T> scale = broadcast<T>(T(1 / options_.damping));
+    for (int64_t i = 0; i < used_ld_; i += kLanes<T>) {
+      const Vec<T> x = load(e.x + i);
+      store(slot.anderson.previous_h + i, x);
+      store(slot.anderson.previous_g + i, (x - load(e.previous + i)) * scale);
+    }
+    slot.anderson.primed = true;
+  }
+
+  static void turn_buffers(Slot<T>& slot) {
+    const int old = slot.current;
+    slot.current = slot.target;
+    int free = -1;
+    for (int i = 0; i < 3; ++i)
+      if (i != slot.current && i != slot.best && (free < 0 || free == old)) free = i;
+    slot.target = free;
+    slot.previous = free == old ? -1 : old;
+  }
+
+  void write(const Slot<T>& slot, Status status, const Evaluation<T>& e) {
+    const Progress<double>& p = slot.progress;
+    const bool failed = status == kDiverged || status == kNonfinite;
+    const bool use_best = (failed || options_.keep_best) && slot.best >= 0;
+    const int64_t row = slot.row;
+    std::memcpy(result_.z + row * dim_, slot.x[use_best ? slot.best : slot.current], size_t(dim_) * sizeof(T));
+    result_.steps[row] = use_best ? p.best_step : p.steps;
+    result_.residual[row] =
+        float(use_best ? relative_residual(p.best_r2, p.best_f2) : relative_residual(e.r2, e.f2));
+    result_.status[row] = status;
+  }
+
+  Map& map_;
+  const int64_t dim_, ld_, used_ld_;
+  const TileShape shape_;
+  const SolveOptions& options_;
+  const StopRule<double> rule_;
+  const T* z0_;
+  const SolveResult<T>& result_;
+  const int64_t rows_;
+  Slot<T>* slots_ = nullptr;
+};
+
+}  // namespace ak::AK_ISA

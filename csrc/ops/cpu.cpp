@@ -1,0 +1,123 @@
+// The fused solves as torch operators of the CPU, through torch's stable ABI. Schemas and shape checks are
+// attractor_kernels/ops/*.py; here tensors become pointers.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <limits>
+#include <optional>
+#include <tuple>
+
+#include "../cpu/dispatch.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Solved = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+const ak::Executor& executor() {
+  thread_local ak::Executor value;
+  value.threads = int(torch::stable::get_num_threads());
+  value.run = [](int tasks, void (*body)(void*, int), void* context) {
+    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) body(context, int(task));
+    });
+  };
+  return value;
+}
+
+// Half-precision states are solved in float32.
+ScalarType working_type(ScalarType t) { return t == ScalarType::Double ? t : ScalarType::Float; }
+
+Tensor in_type(const Tensor& t, ScalarType type) {
+  return t.scalar_type() == type ? t : torch::stable::to(t, type);
+}
+
+Tensor rows_of(const Tensor& t, ScalarType type) { return torch::stable::contiguous(in_type(t, type)); }
+
+template <class T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <class T>
+const T* data(const std::optional<Tensor>& t) {
+  return t.has_value() ? data<T>(*t) : nullptr;
+}
+
+std::optional<Tensor> rows_of(const std::optional<Tensor>& t, ScalarType type) {
+  if (!t.has_value()) return std::nullopt;
+  return rows_of(*t, type);
+}
+
+template <class T>
+ak::Matrix<T> matrix(const Tensor& t) {
+  return {data<T>(t), t.size(0), t.size(1), t.stride(0), t.stride(1)};
+}
+
+// The outputs of a solve, and where a kernel writes them.
+class Output {
+ public:
+  Output(const Tensor& z0, ScalarType type, const ak::SolveOptions& options, bool trace) {
+    const int64_t rows = z0.size(0);
+    z = torch::stable::new_empty(z0, {rows, z0.size(1)}, type);
+    steps = torch::stable::new_empty(z0, {rows}, ScalarType::Int);
+    residual = torch::stable::new_empty(z0, {rows}, ScalarType::Float);
+    status = torch::stable::new_empty(z0, {rows}, ScalarType::Byte);
+    history = torch::stable::new_empty(z0, {trace ? options.max_steps : 0, rows}, ScalarType::Float);
+    if (trace) torch::stable::fill_(history, std::numeric_limits<double>::quiet_NaN());
+  }
+
+  template <class T>
+  ak::SolveResult<T> pointers(bool trace) {
+    return {static_cast<T*>(z.mutable_data_ptr()), static_cast<int32_t*>(steps.mutable_data_ptr()),
+            static_cast<float*>(residual.mutable_data_ptr()), static_cast<uint8_t*>(status.mutable_data_ptr()),
+            trace ? static_cast<float*>(history.mutable_data_ptr()) : nullptr};
+  }
+
+  Solved tensors(ScalarType type) { return {in_type(z, type), steps, residual, status, history}; }
+
+ private:
+  Tensor z, steps, residual, status, history;
+};
+
+// Calls solve(T{}) for the type the solve runs in.
+template <class Solve>
+void with_type(ScalarType type, const Solve& solve) {
+  if (type == ScalarType::Double)
+    solve(double{});
+  else
+    solve(float{});
+}
+
+#define AK_TAIL                                                                                             \
+  int64_t solver, int64_t history, double damping, double ridge, double rtol, double atol, int64_t max_steps, \
+      int64_t min_steps, bool keep_best, bool trace, bool mixed
+#define AK_OPTIONS                                                                                            \
+  {                                                                                                           \
+    int(solver), int(history), damping, ridge, rtol, atol, int(max_steps), int(min_steps), keep_best, mixed   \
+  }
+
+Solved solve_affine(Tensor z0, Tensor u, Tensor weight, std::optional<Tensor> leak, std::optional<Tensor> scale,
+                    int64_t activation, int64_t pieces, AK_TAIL) {
+  const ak::SolveOptions options AK_OPTIONS;
+  const ScalarType type = working_type(z0.scalar_type());
+  const Tensor z0_rows = rows_of(z0, type), u_rows = rows_of(u, type), w = in_type(weight, type);
+  const auto leak_row = rows_of(leak, type), scale_rows = rows_of(scale, type);
+  Output out(z0, type, options, trace);
+  with_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    const ak::AffineProblem<T> problem{z0.size(0),      z0.size(1),        data<T>(z0_rows),
+                                       data<T>(u_rows), matrix<T>(w),      data<T>(leak_row),
+                                       data<T>(scale_rows), int(activation), int(pieces)};
+    ak::solve_kernels<T>().affine(problem, options, out.pointers<T>(trace), executor());
+  });
+  return out.tensors(z0.scalar_type());
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(attractor_kernels, CPU, m) {
+  m.impl("solve_affine", TORCH_BOX(&solve_affine));
+}

@@ -1,0 +1,136 @@
+"""Histories other codes published, step for step (NUMERICS: closed forms and published histories, 1 to 4).
+
+How the counts map. A published count n says: the n-th iterate moved by less than the tolerance (KINSOL), or n residual
+norms were computed (Chandrasekhar). Here `steps` counts evaluations of f, and the value returned is the iterate the last
+residual was measured at: evaluation k sees iterate k - 1. So the n-th KINSOL iterate is the state of evaluation
+n + 1, and a history of n residuals is n steps. The states f was evaluated at are recorded, which makes the
+comparison exact.
+"""
+
+import numpy as np
+import pytest
+import torch
+from maps import (
+    BACKENDS,
+    KINSOL_SOLUTION,
+    KINSOL_START,
+    ROBERTS_SOLUTION,
+    ROBERTS_START,
+    Recorder,
+    chandrasekhar,
+    kinsol,
+    roberts,
+    toth_kelley,
+)
+from oracle import TOTH_KELLEY_RESIDUALS, anderson, first_below, max_steps_between, picard, residual_norms
+
+import attractor_kernels as ak
+
+pytestmark = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def as_numpy(f):
+    return lambda x: f(torch.from_numpy(x)[None])[0].numpy()
+
+
+def record(f, start, solver, backend, dtype=torch.float64, steps=30, **options):
+    """The states f is evaluated at, as numpy rows, and what the solve returned."""
+    seen = Recorder(f)
+    z0 = torch.as_tensor(start, dtype=dtype)[None]
+    z, info = ak.fixed_point(seen, z0, solver=solver, max_steps=steps, backend=backend, **options)
+    return seen.rows(0), z, info
+
+
+KINSOL_COUNTS = [(0, 1.0, 5), (0, 0.5, 21), (2, 1.0, 5), (2, 0.5, 8)]
+
+
+def kinsol_solver(history, damping, ridge=0.0):
+    return ak.Anderson(history, damping, ridge) if history else ak.Picard(damping)
+
+
+@pytest.mark.parametrize(("history", "damping", "published"), KINSOL_COUNTS)
+@pytest.mark.parametrize("ridge", [0.0, 1e-8])
+def test_kinsol_history(backend, history, damping, published, ridge):
+    solver = kinsol_solver(history, damping, ridge)
+    states, _, _ = record(kinsol, KINSOL_START, solver, backend, rtol=1e-9)
+    tolerance = 1.49012e-6 * (damping if history == 0 else 1.0)
+    assert first_below(max_steps_between(states), tolerance) == published
+    np.testing.assert_allclose(states[published], KINSOL_SOLUTION, atol=1e-5)
+
+
+@pytest.mark.parametrize(("history", "damping", "published"), KINSOL_COUNTS)
+def test_kinsol_iterates_are_the_oracles(backend, history, damping, published):
+    start, f = np.array(KINSOL_START), as_numpy(kinsol)
+    exact = anderson(f, start, published, history, damping) if history else picard(f, start, published, damping)
+    states, _, _ = record(kinsol, KINSOL_START, kinsol_solver(history, damping), backend, rtol=1e-10)
+    for ours, theirs in zip(states, exact[: published + 1], strict=False):
+        np.testing.assert_allclose(ours, theirs, atol=1e-9)
+
+
+@pytest.mark.parametrize(("history", "damping", "published"), KINSOL_COUNTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_kinsol_steps_and_value(backend, history, damping, published, dtype):
+    """The stopping test itself: steps = the first evaluation whose |g| is within atol, and the state it was at."""
+    start, f = np.array(KINSOL_START), as_numpy(kinsol)
+    exact = anderson(f, start, 30, history, damping) if history else picard(f, start, 30, damping)
+    expected = first_below(residual_norms(f, exact), 1.49012e-6)
+    states, z, info = record(
+        kinsol, KINSOL_START, kinsol_solver(history, damping), backend, dtype, rtol=0.0, atol=1.49012e-6
+    )
+    assert info.steps.tolist() == [expected]
+    assert info.status.tolist() == [ak.Status.CONVERGED]
+    assert torch.equal(z[0].double(), torch.from_numpy(states[expected - 1]))
+    np.testing.assert_allclose(z[0].double().numpy(), KINSOL_SOLUTION, atol=2e-6 / damping)
+
+
+@pytest.mark.parametrize(("history", "published"), [(2, 8), (1, 11)])
+def test_roberts_history(backend, history, published):
+    states, z, _ = record(roberts, ROBERTS_START, ak.Anderson(history, ridge=0.0), backend, rtol=1e-13)
+    assert first_below(max_steps_between(states), 1e-10) == published
+    np.testing.assert_allclose(states[published], ROBERTS_SOLUTION, rtol=1e-6)
+    np.testing.assert_allclose(z[0].numpy(), ROBERTS_SOLUTION, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("solver", [ak.Anderson(2), ak.Anderson(1), ak.Auto(), ak.Broyden()])
+def test_roberts_solution(backend, solver, dtype):
+    rtol = 1e-10 if dtype == torch.float64 else 1e-6
+    _, z, info = record(roberts, ROBERTS_START, solver, backend, dtype, steps=60, rtol=rtol)
+    assert info.converged.all()
+    np.testing.assert_allclose(z[0].double().numpy(), ROBERTS_SOLUTION, rtol=1e-6 if dtype == torch.float64 else 3e-3)
+
+
+def test_toth_kelley_residuals(backend):
+    """Two differences that are parallel to eight digits: the last two residuals hold to their order only."""
+    states, _, _ = record(toth_kelley, (1.0, 1.0), ak.Anderson(2, ridge=0.0), backend, rtol=1e-13)
+    norms = residual_norms(as_numpy(toth_kelley), states)
+    np.testing.assert_allclose(norms[:6], TOTH_KELLEY_RESIDUALS[:6], rtol=1e-5)
+    np.testing.assert_allclose(norms[6], TOTH_KELLEY_RESIDUALS[6], rtol=0.5)
+    assert norms[7] < 1e-11
+
+
+def test_chandrasekhar_history_lengths(backend):
+    h = chandrasekhar(512, 0.99, torch.float64)
+    lengths = []
+    for history in range(1, 7):
+        states, _, _ = record(h, np.ones(512), ak.Anderson(history), backend, rtol=1e-10)
+        norms = np.array(residual_norms(as_numpy(h), states))
+        lengths.append(first_below(list(norms / norms[0]), 1e-8))
+    assert lengths == [11, 10, 10, 11, 12, 12]
+
+
+@pytest.mark.parametrize("history", range(1, 7))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_chandrasekhar_steps(backend, history, dtype):
+    """Our own stopping test at a tolerance float32 can meet, against the oracle's count."""
+    exact = chandrasekhar(512, 0.99, torch.float64)
+    iterates = anderson(as_numpy(exact), np.ones(512), 12, history)
+    relative = [np.linalg.norm(as_numpy(exact)(x) - x) / np.linalg.norm(as_numpy(exact)(x)) for x in iterates]
+    _, z, info = record(
+        chandrasekhar(512, 0.99, dtype), np.ones(512), ak.Anderson(history), backend, dtype, rtol=1e-5, trace=True
+    )
+    steps = first_below(relative, 1e-5)
+    assert info.steps.tolist() == [steps]
+    np.testing.assert_allclose(z[0].double().numpy(), iterates[steps - 1], rtol=1e-4)
+    np.testing.assert_allclose(info.trace[: steps - 1, 0].numpy(), relative[: steps - 1], rtol=5e-2)
+    assert info.trace[steps:].isnan().all()
