@@ -1,6 +1,7 @@
 // The kernels of the best instruction set this processor has, chosen once at first use.
 #pragma once
 
+#include "anderson_step.h"
 #include "kernels.h"
 
 namespace ak {
@@ -22,7 +23,10 @@ struct InstructionSet {
   const SolveKernels<float>* f32;
   const SolveKernels<double>* f64;
   PlanFunction plan_affine;
+  const StepKernels* step;
 };
+
+#pragma GCC visibility push(default)  // these three also serve the facts module, a library of its own
 
 // Compiled into this library, best first.
 const InstructionSet* instruction_sets(int* count);
@@ -32,6 +36,8 @@ const InstructionSet& instruction_set();
 
 // For tests and measurements; false where the name is unknown or this processor lacks it.
 bool set_instruction_set(const char* name);
+
+#pragma GCC visibility pop
 
 template <class T>
 const SolveKernels<T>& solve_kernels();
