@@ -4,6 +4,8 @@
 // accurate to a few units in the last place where the function is not about to vanish, and NaN passes through.
 #pragma once
 
+#include "activation_coefficients.h"
+
 namespace ak {
 
 enum Activation {
@@ -68,11 +70,19 @@ struct Activations {
   }
 
   static V tanh(V x) {
-    // Past the bound tanh rounds to 1. tanh(a) = (e^2a - 1) / (e^2a + 1), exact in form near 0.
-    const V a = Ops::min(c(kDouble ? 20. : 9.1), Ops::abs(x));
-    const ExpParts p = exp_parts(a + a);
-    const V numerator = Ops::fma(p.power, p.reduced, p.power - c(1.));
-    return Ops::copy_sign(numerator / (numerator + c(2.)), x);
+    if constexpr (kDouble) {
+      // Past the bound tanh rounds to 1. tanh(a) = (e^2a - 1) / (e^2a + 1), exact in form near 0.
+      const V a = Ops::min(c(20.), Ops::abs(x));
+      const ExpParts p = exp_parts(a + a);
+      const V numerator = Ops::fma(p.power, p.reduced, p.power - c(1.));
+      return Ops::copy_sign(numerator / (numerator + c(2.)), x);
+    } else {
+      // Half the operations of the form above, and half its chain; at most 5 units in the last place.
+      x = Ops::max(c(-9.), Ops::min(c(9.), x));
+      const V x2 = x * x;
+      const V ratio = x * polynomial(kTanhP, x2) / polynomial(kTanhQ, x2);
+      return Ops::max(c(-1.), Ops::min(c(1.), ratio));
+    }
   }
 
   static V relu(V x) { return Ops::max(c(0.), x); }
@@ -101,16 +111,15 @@ struct Activations {
 
   // x Phi(x), Phi the normal distribution function: for x <= 0, Phi(x) = erfcx(t) exp(-t^2) / 2 with
   // t = |x| / sqrt 2, and 1 - Phi(-x) above. erfcx by a Chebyshev fit in (t - 2) / (t + 2)
-  // (tools/fit_erfcx.py makes the coefficients).
+  // (tools/fit_activations.py makes the coefficients).
   static V gelu(V x) {
-#include "erfcx_coefficients.inc"
     const V t = Ops::min(c(kDouble ? 26. : 9.), Ops::abs(x) * c(0.70710678118654752));
     const V q = (t - c(2.)) / (t + c(2.));
     V erfcx;
     if constexpr (kDouble)
-      erfcx = polynomial(erfcx_double, q);
+      erfcx = polynomial(kErfcxDouble, q);
     else
-      erfcx = polynomial(erfcx_float, q);
+      erfcx = polynomial(kErfcxFloat, q);
     const V tail = c(0.5) * erfcx * exp(-t * t);
     return x * Ops::select(Ops::negative(x), tail, c(1.) - tail);
   }

@@ -52,53 +52,77 @@ void pack_panel(const Matrix<T>& w, const PackedMatrix<T>& packed, int panel) {
   }
 }
 
-// out rows get their columns [column, column + vectors * lanes) of the product over inputs [k0, k1).
-template <class T, int rows, int vectors>
-inline void multiply_block(const T* const* x, int depth, const T* panel, T* const* out, int64_t column, bool add) {
+// Rows of one block: x[r][0 .. depth) times `panels` adjacent panels of `vectors` vectors each, stored to (or
+// added onto) out[r][column ...). Few rows take several panels at once, or the chains of fma would wait for each
+// other.
+template <class T, int rows, int vectors, int panels>
+inline void multiply_block(const T* const* x, int depth, const T* panel, int64_t panel_size, T* const* out,
+                           int64_t column, bool add) {
   constexpr int lanes = kLanes<T>;
-  Vec<T> sum[rows][vectors];
+  constexpr int wide = vectors * panels;
+  Vec<T> sum[rows][wide];
   const T* in[rows];
   for (int r = 0; r < rows; ++r) in[r] = x[r];
   if (add) {
     for (int r = 0; r < rows; ++r)
-      for (int v = 0; v < vectors; ++v) sum[r][v] = load(out[r] + column + v * lanes);
+      for (int v = 0; v < wide; ++v) sum[r][v] = load(out[r] + column + v * lanes);
   } else {
     for (int r = 0; r < rows; ++r)
-      for (int v = 0; v < vectors; ++v) sum[r][v] = Vec<T>{};
+      for (int v = 0; v < wide; ++v) sum[r][v] = Vec<T>{};
   }
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k) {
-    Vec<T> w[vectors];
+    Vec<T> w[wide];
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) w[v] = load(panel + v * lanes);
+    for (int p = 0; p < panels; ++p)
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) w[p * vectors + v] = load(panel + p * panel_size + v * lanes);
     panel += vectors * lanes;
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       const Vec<T> xr = broadcast<T>(in[r][k]);
-#pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) sum[r][v] = fma<T>(xr, w[v], sum[r][v]);
+#pragma GCC unroll 24
+      for (int v = 0; v < wide; ++v) sum[r][v] = fma<T>(xr, w[v], sum[r][v]);
     }
   }
   for (int r = 0; r < rows; ++r)
-    for (int v = 0; v < vectors; ++v) store(out[r] + column + v * lanes, sum[r][v]);
+    for (int v = 0; v < wide; ++v) store(out[r] + column + v * lanes, sum[r][v]);
 }
 
+// One panel and 1..kMaxRows rows.
 template <class T, int vectors>
-inline void multiply_rows(int rows, const T* const* x, int depth, const T* panel, T* const* out, int64_t column,
-                          bool add) {
+inline void multiply_panel(int rows, const T* const* x, int depth, const T* panel, T* const* out, int64_t column,
+                           bool add) {
   switch (rows) {
     case 1:
-      return multiply_block<T, 1, vectors>(x, depth, panel, out, column, add);
+      return multiply_block<T, 1, vectors, 1>(x, depth, panel, 0, out, column, add);
     case 2:
-      return multiply_block<T, 2, vectors>(x, depth, panel, out, column, add);
+      return multiply_block<T, 2, vectors, 1>(x, depth, panel, 0, out, column, add);
     case 3:
-      return multiply_block<T, 3, vectors>(x, depth, panel, out, column, add);
+      return multiply_block<T, 3, vectors, 1>(x, depth, panel, 0, out, column, add);
     case 4:
-      return multiply_block<T, 4, vectors>(x, depth, panel, out, column, add);
+      return multiply_block<T, 4, vectors, 1>(x, depth, panel, 0, out, column, add);
     case 5:
-      return multiply_block<T, 5, vectors>(x, depth, panel, out, column, add);
+      return multiply_block<T, 5, vectors, 1>(x, depth, panel, 0, out, column, add);
     default:
-      return multiply_block<T, 6, vectors>(x, depth, panel, out, column, add);
+      return multiply_block<T, 6, vectors, 1>(x, depth, panel, 0, out, column, add);
+  }
+}
+
+template <class T>
+inline void multiply_last_panel(int vectors, int rows, const T* const* x, int depth, const T* panel, T* const* out,
+                                int64_t column, bool add) {
+  switch (vectors) {
+    case 1:
+      return multiply_panel<T, 1>(rows, x, depth, panel, out, column, add);
+#if AK_VECTOR_BYTES == 64
+    case 2:
+      return multiply_panel<T, 2>(rows, x, depth, panel, out, column, add);
+    case 3:
+      return multiply_panel<T, 3>(rows, x, depth, panel, out, column, add);
+#endif
+    default:
+      return multiply_panel<T, kPanelVectors>(rows, x, depth, panel, out, column, add);
   }
 }
 
@@ -107,33 +131,35 @@ constexpr int kMaxTile = 48;  // rows a tile can hold
 // out[i][0 .. round_up(outputs)) = W x[i] for i in [0, n): rows may lie anywhere; n <= kMaxTile.
 template <class T>
 void multiply(const PackedMatrix<T>& w, int n, const T* const* x, T* const* out) {
+  constexpr int width = kPanelVectors * kLanes<T>;
   const int blocks = (n + kMaxRows - 1) / kMaxRows;
+  const int whole = w.vectors() / kPanelVectors;
+  const int64_t panel_size = int64_t(w.inputs) * width;
   const T* slice[kMaxTile];
   for (int k0 = 0; k0 < w.inputs; k0 += kDepth) {
     const int depth = w.inputs - k0 < kDepth ? w.inputs - k0 : kDepth;
+    const bool add = k0 > 0;
     for (int i = 0; i < n; ++i) slice[i] = x[i] + k0;
-    for (int p = 0; p < w.panels(); ++p) {
+    int p = 0;
+    const auto grouped = [&]<int rows, int group>() {
+      for (; p + group <= whole; p += group)
+        multiply_block<T, rows, kPanelVectors, group>(slice, depth, w.panel(p) + int64_t(k0) * width, panel_size, out,
+                                                      int64_t(p) * width, add);
+    };
+    if (n == 1) grouped.template operator()<1, 4>();
+    if (n == 2) grouped.template operator()<2, 3>();
+    if (n == 3) grouped.template operator()<3, 2>();
+    for (; p < w.panels(); ++p) {
       const int vectors = w.panel_vectors(p);
       const T* panel = w.panel(p) + int64_t(k0) * vectors * kLanes<T>;
-      const int64_t column = int64_t(p) * kPanelVectors * kLanes<T>;
+      const int64_t column = int64_t(p) * width;
       for (int b = 0; b < blocks; ++b) {
         // n rows in blocks of nearly equal height
         const int first = n * b / blocks, rows = n * (b + 1) / blocks - first;
-        switch (vectors) {
-          case 1:
-            multiply_rows<T, 1>(rows, slice + first, depth, panel, out + first, column, k0 > 0);
-            break;
-          case 2:
-            multiply_rows<T, 2>(rows, slice + first, depth, panel, out + first, column, k0 > 0);
-            break;
-#if AK_VECTOR_BYTES == 64
-          case 3:
-            multiply_rows<T, 3>(rows, slice + first, depth, panel, out + first, column, k0 > 0);
-            break;
-          default:
-            multiply_rows<T, 4>(rows, slice + first, depth, panel, out + first, column, k0 > 0);
-#endif
-        }
+        if (vectors == kPanelVectors)
+          multiply_panel<T, kPanelVectors>(rows, slice + first, depth, panel, out + first, column, add);
+        else
+          multiply_last_panel<T>(vectors, rows, slice + first, depth, panel, out + first, column, add);
       }
     }
   }

@@ -113,8 +113,37 @@ struct VecOps {
   }
 
   // max and min return the second argument where either is NaN, so a constant first lets NaN through.
-  static V max(V a, V b) { return a > b ? a : b; }
-  static V min(V a, V b) { return a < b ? a : b; }
+  // By intrinsics, because the ternary form costs a compare and a blend where signed zeros are honoured.
+  static V max(V a, V b) {
+#if defined(__AVX512F__) && AK_VECTOR_BYTES == 64
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm512_max_ps((__m512)a, (__m512)b);
+    else
+      return (V)_mm512_max_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__) && AK_VECTOR_BYTES == 32
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm256_max_ps((__m256)a, (__m256)b);
+    else
+      return (V)_mm256_max_pd((__m256d)a, (__m256d)b);
+#else
+    return a > b ? a : b;
+#endif
+  }
+  static V min(V a, V b) {
+#if defined(__AVX512F__) && AK_VECTOR_BYTES == 64
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm512_min_ps((__m512)a, (__m512)b);
+    else
+      return (V)_mm512_min_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__) && AK_VECTOR_BYTES == 32
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm256_min_ps((__m256)a, (__m256)b);
+    else
+      return (V)_mm256_min_pd((__m256d)a, (__m256d)b);
+#else
+    return a < b ? a : b;
+#endif
+  }
   static V select(I mask, V a, V b) { return mask ? a : b; }
   static I positive(V x) { return x > V{}; }
   static I negative(V x) { return x < V{}; }
@@ -140,6 +169,24 @@ inline Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
   return VecOps<T>::fma(a, b, c);
 }
 
+template <class T, int bytes>
+struct HalfOf {
+  typedef T type __attribute__((vector_size(bytes)));
+};
+
+template <class T, int bytes>
+inline T sum_half(typename HalfOf<T, bytes>::type v) {
+  if constexpr (bytes == sizeof(T)) {
+    return v[0];
+  } else {
+    using Half = typename HalfOf<T, bytes / 2>::type;
+    Half low, high;
+    std::memcpy(&low, &v, sizeof low);
+    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+    return sum_half<T, bytes / 2>(low + high);
+  }
+}
+
 // A row copied into whole vectors, the padding zero.
 template <class T>
 inline void copy_padded(T* to, const T* from, int64_t n, int64_t padded) {
@@ -150,11 +197,7 @@ inline void copy_padded(T* to, const T* from, int64_t n, int64_t padded) {
 // Lanes added pairwise, in an order that depends on the vector width alone.
 template <class T>
 inline T sum_lanes(Vec<T> v) {
-  T lane[kLanes<T>];
-  std::memcpy(lane, &v, sizeof v);
-  for (int width = kLanes<T> / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  return lane[0];
+  return sum_half<T, AK_VECTOR_BYTES>(v);
 }
 
 }  // namespace ak::AK_ISA

@@ -18,9 +18,10 @@ struct AffineOperands {
 };
 
 template <class T, int kind, bool leaky, bool scaled, bool watched>
-inline void affine_row(const AffineOperands<T>& o, double& r2, double& f2, double& dot) {
+inline void affine_row(const AffineOperands<T>& operands, double& r2, double& f2, double& dot) {
   using Math = Activations<VecOps<T>>;
   constexpr int lanes = kLanes<T>;
+  const AffineOperands<T> o = operands;  // stores to f cannot change a local copy
   Vec<T> residual{}, norm{}, along{};
   const auto one = [&](int64_t i, bool last) {
     const Vec<T> x = load(o.x + i);

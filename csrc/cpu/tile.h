@@ -200,14 +200,13 @@ class Tile {
     slot.anderson.primed = true;
   }
 
+  // The iterate just left keeps its buffer for one more step unless the third one holds an older, better one.
   static void turn_buffers(Slot<T>& slot) {
-    const int old = slot.current;
-    slot.current = slot.target;
-    int free = -1;
-    for (int i = 0; i < 3; ++i)
-      if (i != slot.current && i != slot.best && (free < 0 || free == old)) free = i;
-    slot.target = free;
-    slot.previous = free == old ? -1 : old;
+    const int old = slot.current, fresh = slot.target;
+    const bool free_third = slot.best == old;
+    slot.target = free_third ? 3 - old - fresh : old;
+    slot.previous = free_third ? old : -1;
+    slot.current = fresh;
   }
 
   void write(const Slot<T>& slot, Status status, const Evaluation<T>& e) {

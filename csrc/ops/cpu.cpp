@@ -34,7 +34,10 @@ Tensor in_type(const Tensor& t, ScalarType type) {
   return t.scalar_type() == type ? t : torch::stable::to(t, type);
 }
 
-Tensor rows_of(const Tensor& t, ScalarType type) { return torch::stable::contiguous(in_type(t, type)); }
+Tensor rows_of(const Tensor& t, ScalarType type) {
+  const Tensor typed = in_type(t, type);
+  return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
+}
 
 template <class T>
 const T* data(const Tensor& t) {
@@ -56,16 +59,34 @@ ak::Matrix<T> matrix(const Tensor& t) {
   return {data<T>(t), t.size(0), t.size(1), t.stride(0), t.stride(1)};
 }
 
+// Straight through the C interface: a solve of one small row is shorter than five calls of the dispatcher.
+Tensor empty(int64_t dims, const int64_t* sizes, const int64_t* strides, int32_t dtype) {
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+Tensor empty(int64_t n, int32_t dtype) {
+  const int64_t size[] = {n}, stride[] = {1};
+  return empty(1, size, stride, dtype);
+}
+
+Tensor empty(int64_t rows, int64_t columns, int32_t dtype) {
+  const int64_t size[] = {rows, columns}, stride[] = {columns > 1 ? columns : 1, 1};
+  return empty(2, size, stride, dtype);
+}
+
 // The outputs of a solve, and where a kernel writes them.
 class Output {
  public:
   Output(const Tensor& z0, ScalarType type, const ak::SolveOptions& options, bool trace) {
     const int64_t rows = z0.size(0);
-    z = torch::stable::new_empty(z0, {rows, z0.size(1)}, type);
-    steps = torch::stable::new_empty(z0, {rows}, ScalarType::Int);
-    residual = torch::stable::new_empty(z0, {rows}, ScalarType::Float);
-    status = torch::stable::new_empty(z0, {rows}, ScalarType::Byte);
-    history = torch::stable::new_empty(z0, {trace ? options.max_steps : 0, rows}, ScalarType::Float);
+    z = empty(rows, z0.size(1), type == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
+    steps = empty(rows, aoti_torch_dtype_int32());
+    residual = empty(rows, aoti_torch_dtype_float32());
+    status = empty(rows, aoti_torch_dtype_uint8());
+    history = empty(trace ? options.max_steps : 0, rows, aoti_torch_dtype_float32());
     if (trace) torch::stable::fill_(history, std::numeric_limits<double>::quiet_NaN());
   }
 

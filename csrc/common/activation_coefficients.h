@@ -1,6 +1,10 @@
-// Made by tools/fit_erfcx.py; highest power first.
+// Made by tools/fit_activations.py; highest power first.
+#pragma once
+
+namespace ak {
+
 // relative error below 6.2e-09 for t in [0, 9]
-static constexpr double erfcx_float[] = {
+inline constexpr double kErfcxFloat[] = {
     -4.9688954931391762e-6,
     2.5682607383500727e-5,
     0.00015159429749566909,
@@ -14,8 +18,9 @@ static constexpr double erfcx_float[] = {
     -0.42718584992211674,
     0.25539567597606922,
 };
+
 // relative error below 8.9e-18 for t in [0, 26]
-static constexpr double erfcx_double[] = {
+inline constexpr double kErfcxDouble[] = {
     5.9918661433633224e-10,
     1.9997424459715197e-9,
     -9.8868611256517396e-10,
@@ -44,3 +49,21 @@ static constexpr double erfcx_double[] = {
     -0.4271858474139584,
     0.25539567631050574,
 };
+
+// tanh x = x P(x^2) / Q(x^2): relative error below 2.1e-08 for |x| <= 9
+inline constexpr double kTanhP[] = {
+    1.3356793601368688e-8,
+    2.0611543853375354e-5,
+    0.0034957812851810195,
+    0.13381204102462858,
+    0.99999998110044479,
+};
+inline constexpr double kTanhQ[] = {
+    7.7776978169944901e-7,
+    0.00032859192917713877,
+    0.025877765293628738,
+    0.46714520532728097,
+    1.0,
+};
+
+}  // namespace ak
