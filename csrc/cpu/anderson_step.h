@@ -36,14 +36,6 @@ struct StepResult {
 // number of threads nor the batch.
 constexpr int64_t kStepChunk = 65536;
 
-struct ResidualProblem {
-  StateType type;
-  int64_t problems, entries;
-  const void* z;
-  const void* fz;
-  double* squares;  // [problems, 2]: |f(z) - z|^2 and |f(z)|^2
-};
-
 // A row of StepProblem::control, in doubles: the result, the problem's state, then per group its state, weights and
 // Gram matrix, then for every chunk of every group its sums.
 constexpr int64_t kResultDoubles = 3;
@@ -54,6 +46,14 @@ constexpr int64_t chunk_doubles(int slots) { return 5 + 2 * int64_t(slots); }
 constexpr int64_t control_columns(int64_t groups, int64_t entries, int slots) {
   return kResultDoubles + kStateDoubles + groups * (group_doubles(slots) + step_chunks(entries) * chunk_doubles(slots));
 }
+
+struct ResidualProblem {
+  StateType type;
+  int64_t problems, entries;
+  const void* z;
+  const void* fz;
+  double* squares;  // [problems, step_chunks(entries), 2]: |f(z) - z|^2 and |f(z)|^2 of every chunk
+};
 
 struct StepKernels {
   void (*anderson_step)(const StepProblem&, const SolveOptions&, const Executor&);

@@ -16,12 +16,13 @@
   namespace ak::isa {                                                               \
   AK_DECLARE_SOLVE(solve_affine, AffineProblem)                                     \
   TilePlan plan_affine(int64_t, int64_t, int, int, int, int);                       \
+  extern const StepKernels step_kernels;                                           \
   static const SolveKernels<float> solve_f32{solve_affine};                         \
   static const SolveKernels<double> solve_f64{solve_affine};                        \
   }
 
 #define AK_ENTRY(isa, check) \
-  { #isa, [] { return bool(check); }, &isa::solve_f32, &isa::solve_f64, isa::plan_affine }
+  { #isa, [] { return bool(check); }, &isa::solve_f32, &isa::solve_f64, isa::plan_affine, &isa::step_kernels }
 
 #if defined(__x86_64__)
 AK_DECLARE(avx512bf16)
