@@ -113,13 +113,14 @@ struct VecOps {
   }
 
   // max and min return the second argument where either is NaN, so a constant first lets NaN through.
-  // By intrinsics, because the ternary form costs a compare and a blend where signed zeros are honoured.
+  // By intrinsics, because the ternary form costs a compare and a blend where signed zeros are honoured; the
+  // masked AVX-512 forms, because GCC 12 warns of an uninitialised operand in the plain ones.
   static V max(V a, V b) {
 #if defined(__AVX512F__) && AK_VECTOR_BYTES == 64
     if constexpr (sizeof(T) == 4)
-      return (V)_mm512_max_ps((__m512)a, (__m512)b);
+      return (V)_mm512_maskz_max_ps(__mmask16(-1), (__m512)a, (__m512)b);
     else
-      return (V)_mm512_max_pd((__m512d)a, (__m512d)b);
+      return (V)_mm512_maskz_max_pd(__mmask8(-1), (__m512d)a, (__m512d)b);
 #elif defined(__AVX2__) && AK_VECTOR_BYTES == 32
     if constexpr (sizeof(T) == 4)
       return (V)_mm256_max_ps((__m256)a, (__m256)b);
@@ -132,9 +133,9 @@ struct VecOps {
   static V min(V a, V b) {
 #if defined(__AVX512F__) && AK_VECTOR_BYTES == 64
     if constexpr (sizeof(T) == 4)
-      return (V)_mm512_min_ps((__m512)a, (__m512)b);
+      return (V)_mm512_maskz_min_ps(__mmask16(-1), (__m512)a, (__m512)b);
     else
-      return (V)_mm512_min_pd((__m512d)a, (__m512d)b);
+      return (V)_mm512_maskz_min_pd(__mmask8(-1), (__m512d)a, (__m512d)b);
 #elif defined(__AVX2__) && AK_VECTOR_BYTES == 32
     if constexpr (sizeof(T) == 4)
       return (V)_mm256_min_ps((__m256)a, (__m256)b);
