@@ -1,0 +1,85 @@
+# Everything from nothing: needs python3.11 (or PYTHON=...), a C++20 compiler, make, and pip's access to an index.
+#
+#   make demo    train the same layer twice, unrolled and through this package, and compare
+#   make test    wheel in a new environment, no compiler, tests from outside the tree; the wheel under another torch
+#   make bench   measure against the baselines; writes benchmarks/results/
+#   make lint    ruff, mypy, clang-format, typos
+#   make wheel   dist/*.whl
+#   make build   compiled parts beside the sources, for work on them (. .venv-dev/bin/activate)
+
+PYTHON ?= python3.11
+TORCH ?= 2.13.0
+OTHER_TORCH ?= 2.11.0
+
+DEV := .venv-dev
+TEST := .venv-test
+USER := .venv-user
+OTHER := .venv-torch-$(OTHER_TORCH)
+PIP_INSTALL := -m pip install -q --disable-pip-version-check
+CPP_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp')
+
+.PHONY: demo test bench lint wheel build install clean
+.DELETE_ON_ERROR:
+
+$(DEV)/ready: pyproject.toml tools/requirements.py Makefile
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/python $(PIP_INSTALL) torch==$(TORCH)
+	$(DEV)/bin/python tools/requirements.py build dev > $(DEV)/requirements.txt
+	$(DEV)/bin/python $(PIP_INSTALL) -r $(DEV)/requirements.txt
+	touch $@
+
+build: $(DEV)/ready
+	$(DEV)/bin/python setup.py -q build_ext --inplace
+
+wheel: $(DEV)/ready
+	rm -rf dist build/lib* build/bdist* build/wheel
+	$(DEV)/bin/python -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+	PATH="$(CURDIR)/$(DEV)/bin:$$PATH" auditwheel -q repair --exclude 'libtorch*' --exclude 'libc10*' -w dist build/wheel/*.whl
+	$(DEV)/bin/auditwheel show dist/*.whl
+
+lint: $(DEV)/ready
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/mypy
+	$(DEV)/bin/clang-format --dry-run -Werror $(CPP_FILES)
+	$(DEV)/bin/typos
+
+# The C++ tests compile with sanitizers, so they run here; the rest runs where there is no compiler. pytest's own
+# line of the main run comes last.
+test: wheel $(OTHER)/ready
+	$(DEV)/bin/python -m pytest -q tests/cpp
+	$(OTHER)/bin/python $(PIP_INSTALL) --no-deps --force-reinstall dist/*.whl
+	tools/test_installed.sh $(OTHER) -q tests/packaging
+	rm -rf $(TEST)
+	$(PYTHON) -m venv $(TEST)
+	$(TEST)/bin/python $(PIP_INSTALL) torch==$(TORCH)
+	$(TEST)/bin/python $(PIP_INSTALL) "$$(echo $(CURDIR)/dist/*.whl)[test]"
+	@tools/test_installed.sh $(TEST) --doctest-modules --pyargs attractor_kernels tests
+
+$(OTHER)/ready: $(DEV)/ready tools/install_torch_without_cuda.py
+	rm -rf $(OTHER)
+	$(PYTHON) -m venv $(OTHER)
+	$(DEV)/bin/python tools/install_torch_without_cuda.py $(OTHER) $(OTHER_TORCH)
+	$(OTHER)/bin/python $(PIP_INSTALL) numpy hypothesis pytest pyelftools
+	touch $@
+
+$(USER)/ready: pyproject.toml tools/requirements.py Makefile
+	$(PYTHON) -m venv $(USER)
+	$(USER)/bin/python $(PIP_INSTALL) torch==$(TORCH)
+	$(USER)/bin/python tools/requirements.py build bench > $(USER)/requirements.txt
+	$(USER)/bin/python $(PIP_INSTALL) -r $(USER)/requirements.txt
+	touch $@
+
+install: $(USER)/ready
+	rm -rf build/lib* build/bdist* build/wheel
+	$(USER)/bin/python -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+	$(USER)/bin/python $(PIP_INSTALL) --no-deps --force-reinstall build/wheel/*.whl
+
+demo: install
+	$(USER)/bin/attractor-kernels demo
+
+bench: install
+	$(USER)/bin/attractor-kernels bench
+
+clean:
+	rm -rf build dist .venv-dev .venv-test .venv-user .venv-torch-* attractor_kernels/*.so
