@@ -1,60 +1,84 @@
 // How Auto chooses between Picard and Anderson steps, from one problem's own residuals.
 //
-// Picard first. Two residuals in a row that point the same way (or opposite ways) are led by a few slow real
-// modes, which is what Anderson removes; residuals that turn (a spectrum spread over a circle) gain nothing
-// from it (GMRES on a disc converges no faster than the fixed-point iteration). A residual that does not
-// shrink is given to Anderson whatever its direction. Anderson is left again when, over a window, it has
-// reduced the residual no faster than Picard did, step for step at the price of a step.
+// Picard first. Two residuals in a row that point the same way (or opposite ways) are led by a few real modes,
+// which is what Anderson removes; residuals that turn (a spectrum spread over a circle) gain nothing from it:
+// GMRES on a disc converges no faster than the fixed-point iteration. A residual that does not shrink is given
+// to Anderson whatever its direction.
+//
+// A window of Anderson steps that reduced the residual only slowly is followed, once, by a few Picard steps as a
+// trial. Their last contraction, not the one seen before Anderson began, is what Picard would go on to do: the
+// early one is flattered by the fast modes, which are gone by then. The faster of the two by cost is kept.
 #pragma once
 
 #include "stopping.h"
 
 namespace ak {
 
-constexpr double kAutoCosine2 = 0.36;     // squared cosine between successive residuals that starts Anderson
-constexpr double kAutoStall2 = 0.98;      // squared contraction above which Picard counts as stalled
-constexpr int kAutoFirstStep = 2;         // earliest step that may start Anderson
-constexpr int kAutoWindow = 8;            // Anderson steps before it is judged
+constexpr double kAutoCosine2 = 0.12;  // squared cosine between successive residuals that starts Anderson
+constexpr double kAutoStall2 = 0.98;   // squared contraction above which Picard counts as stalled
+constexpr double kAutoPrice = 2.0;     // an Anderson step dearer than this is for stalled problems only
+constexpr double kAutoSlow2 = 0.5;     // squared contraction per step above which Anderson is put to trial
+constexpr int kAutoWindow = 8;         // Anderson steps before they are judged
+constexpr int kAutoTrial = 3;          // Picard steps of the trial
+
+enum AutoMode : int { kAutoPicard = 0, kAutoAnderson = 1, kAutoOnTrial = 2, kAutoKeepPicard = 3, kAutoKeepAnderson = 4 };
 
 template <class S>
 struct AutoState {
-  bool anderson = false;
-  bool locked = false;  // Anderson was tried and left: it is not tried again
-  int since = 0;        // Anderson steps since it started
-  S entry_r2 = S(0);    // |g|^2 when Anderson started
-  S picard2 = S(1);     // squared contraction per Picard step, as last seen
+  int mode = kAutoPicard;
+  int since = 0;       // steps in this mode
+  S entry_r2 = S(0);   // |g|^2 when the Anderson window began
+  S anderson2 = S(0);  // its squared contraction over the whole window
 };
 
-// r2, previous_r2: |g_k|^2, |g_{k-1}|^2; dot: <g_k, g_{k-1}> (used while in Picard mode);
-// price: cost of an Anderson step over a Picard step, a constant of the shape.
-// Returns true when the next step is to be an Anderson step.
+// The evaluations of f (counted from 1) after which a problem in Picard mode is looked at.
+AK_HD bool auto_watches(int steps) { return steps >= 2 && (steps <= 5 || steps % 4 == 0); }
+
+template <class S>
+AK_HD S auto_power(S x, int n) {
+  S product = S(1);
+  for (int i = 0; i < n; ++i) product *= x;
+  return product;
+}
+
+// steps: evaluations of f so far; r2, previous_r2: |g_k|^2, |g_{k-1}|^2; dot: <g_k, g_{k-1}>, used in kAutoPicard
+// mode only, where auto_watches(steps); price: cost of an Anderson step over a Picard step, constant for a shape.
+// Returns true when the next step is to be an Anderson step. On leaving Anderson the caller clears its history.
 template <class S>
 AK_HD bool choose(AutoState<S>& a, int steps, S r2, S previous_r2, S dot, S price) {
-  if (a.anderson) {
-    a.since += 1;
-    if (a.since < kAutoWindow || a.locked) return true;
-    // picard2^(since * price) against r2 / entry_r2, in logarithms of base 2 would need log; compare by powers:
-    S picard = S(1);
-    const int steps_worth = int(S(a.since) * price + S(0.5));
-    for (int i = 0; i < steps_worth; ++i) picard *= a.picard2;
-    if (a.picard2 < S(1) && r2 > picard * a.entry_r2) {
-      a.anderson = false;
-      a.locked = true;
+  a.since += 1;
+  switch (a.mode) {
+    case kAutoPicard: {
+      if (!auto_watches(steps)) return false;
+      const bool aligned = price <= S(kAutoPrice) && dot * dot > S(kAutoCosine2) * r2 * previous_r2;
+      const bool stalled = r2 > S(kAutoStall2) * previous_r2;
+      if (!aligned && !stalled) return false;
+      a.mode = kAutoAnderson;
+      a.since = 0;
+      a.entry_r2 = r2;
+      return true;
+    }
+    case kAutoAnderson: {
+      if (a.since < kAutoWindow) return true;
+      a.anderson2 = r2 / a.entry_r2;
+      a.since = 0;
+      a.entry_r2 = r2;
+      if (a.anderson2 < auto_power(S(kAutoSlow2), kAutoWindow)) return true;
+      a.mode = kAutoOnTrial;
       return false;
     }
-    a.since = 0;
-    a.entry_r2 = r2;
-    return true;
+    case kAutoOnTrial: {
+      if (a.since < kAutoTrial) return false;
+      // Picard's contraction over as many steps as the Anderson window cost.
+      const S picard2 = auto_power(r2 / previous_r2, int(S(kAutoWindow) * price + S(0.5)));
+      a.mode = picard2 < a.anderson2 ? kAutoKeepPicard : kAutoKeepAnderson;
+      return a.mode == kAutoKeepAnderson;
+    }
+    default:
+      return a.mode == kAutoKeepAnderson;
   }
-  if (steps < kAutoFirstStep || a.locked) return false;
-  a.picard2 = previous_r2 > S(0) ? r2 / previous_r2 : S(0);
-  const bool aligned = dot * dot > S(kAutoCosine2) * r2 * previous_r2;
-  if (aligned || a.picard2 > S(kAutoStall2)) {
-    a.anderson = true;
-    a.since = 0;
-    a.entry_r2 = r2;
-  }
-  return a.anderson;
 }
+
+AK_HD bool auto_accelerating(int mode) { return mode == kAutoAnderson || mode == kAutoKeepAnderson; }
 
 }  // namespace ak

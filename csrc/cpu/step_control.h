@@ -4,7 +4,7 @@
 #include "../common/auto_choice.h"
 #include "../common/small_solve.h"
 #include "anderson_step.h"
-#include "storage.h"
+#include "step_sweeps.h"
 
 namespace ak::AK_ISA {
 
@@ -34,7 +34,8 @@ struct ProblemState {
   Progress<double> progress;
   AutoState<double> choice;
   double previous_r2;
-  double level;       // lowest |g|^2 since the history was last cleared; negative: none
+  double level;       // lowest |g|^2 since the history was last cleared
+  double scale;       // of the products of the next first sweep
   int phase;
   int newest;         // ring slot of the last step; negative: the ring is empty
   bool best_saved;    // the best iterate is in `best`; otherwise it was the last one before z
@@ -95,7 +96,8 @@ inline int kept_differences(const GroupState& group, int slots) {
 }
 
 inline bool watches_residual(const ProblemState& s, const SolveOptions& o) {
-  return o.solver == kAuto && s.phase == kIterating && !s.choice.anderson && !s.choice.locked;
+  return o.solver == kAuto && s.phase == kIterating &&
+         (s.choice.mode == kAutoPicard ? auto_watches(s.progress.steps + 1) : s.choice.mode == kAutoOnTrial);
 }
 
 inline void finish(const StepContext& c, ControlRow& row, Status status, double r2, double f2) {
@@ -146,13 +148,10 @@ inline void clear_groups(const StepContext& c, ControlRow& row) {
 }
 
 // Anderson, after the choice of Auto has fallen on it.
-inline void decide_anderson(const StepContext& c, ControlRow& row, double r2, bool has_before) {
+inline void decide_anderson(const StepContext& c, ControlRow& row, bool has_before, bool restart) {
   ProblemState& s = row.state();
-  const int slots = c.problem.slots;
   s.write = kAndersonStep;
-  s.newest = s.newest < 0 ? int(has_before) : (s.newest + 1 == slots ? 0 : s.newest + 1);
-  const bool restart = s.level >= 0 && r2 > kStepRestart2 * s.level;
-  if (restart || s.level < 0 || r2 < s.level) s.level = r2;
+  s.newest = s.newest < 0 ? int(has_before) : (s.newest + 1 == c.problem.slots ? 0 : s.newest + 1);
   if (restart || !has_before) return clear_groups(c, row);
   for (int64_t g = 0; g < c.problem.groups; ++g) solve_group(c, row, g);
 }
@@ -179,7 +178,7 @@ inline void decide(const StepContext& c, int64_t problem) {
   if (first) {
     s.progress = {};
     s.choice = {};
-    s.level = -1;
+    s.level = r2;
     s.newest = -1;
     s.best_saved = true;
     s.phase = kIterating;
@@ -195,18 +194,20 @@ inline void decide(const StepContext& c, int64_t problem) {
   if (verdict.status != kRunning) return finish(c, row, verdict.status, r2, f2);
 
   s.write = kPlainStep;
-  const bool watched = watches_residual(s, c.options) && !first;
+  s.scale = inverse_power(square_root(f2 / double(c.problem.groups * c.problem.entries)));
+  const bool restart = r2 > kStepRestart2 * s.level;
+  if (restart || r2 < s.level) s.level = r2;
   bool anderson = c.options.solver == kAnderson;
   if (c.options.solver == kAuto) {
-    const bool before = s.choice.anderson;
+    const bool before = auto_accelerating(s.choice.mode);
     // <g, g_before> = <g, g - d>
     anderson = choose(s.choice, s.progress.steps, r2, s.previous_r2, r2 - along, kStepPrice);
     s.enter = anderson && !before;
     if (s.enter || !anderson) clear_groups(c, row);
-    if (s.enter) s.level = s.newest = -1;
+    if (s.enter) s.newest = -1;
   }
   s.previous_r2 = r2;
-  if (anderson) decide_anderson(c, row, r2, s.newest >= 0 || (s.enter && watched));
+  if (anderson) decide_anderson(c, row, s.newest >= 0 || s.enter, restart);
 }
 
 }  // namespace ak::AK_ISA

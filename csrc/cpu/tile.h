@@ -138,8 +138,9 @@ class Tile {
   }
 
   Evaluation<T> request(const Slot<T>& slot) const {
-    const bool watch = options_.solver == kAuto && !slot.choice.anderson && slot.previous >= 0 &&
-                       !slot.choice.locked;
+    const bool watch = options_.solver == kAuto && slot.previous >= 0 &&
+                       (slot.choice.mode == kAutoPicard ? auto_watches(slot.progress.steps + 1)
+                                                        : slot.choice.mode == kAutoOnTrial);
     return {slot.x[slot.current],
             slot.x[slot.target],
             slot.constants,
@@ -177,8 +178,7 @@ class Tile {
 
   bool accelerates(Slot<T>& slot, const Evaluation<T>& e) {
     if (options_.solver != kAuto) return options_.solver == kAnderson;
-    if (slot.progress.steps < kAutoFirstStep) return false;
-    const bool before = slot.choice.anderson;
+    const bool before = auto_accelerating(slot.choice.mode);
     // x_k - x_{k-1} = damping g_{k-1}
     const double dot = e.dot / options_.damping;
     const bool now = choose(slot.choice, slot.progress.steps, e.r2, slot.previous_r2, dot, shape_.price);
