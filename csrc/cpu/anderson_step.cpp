@@ -1,7 +1,6 @@
 #include "anderson_step.h"
 
 #include "step_control.h"
-#include "step_sweeps.h"
 
 namespace ak::AK_ISA {
 namespace {
@@ -108,7 +107,7 @@ class Step {
   T* best() const { return static_cast<T*>(p_.best); }
 
   bool keeps_history(const ProblemState& s) const {
-    return o_.solver == kAnderson || (o_.solver == kAuto && s.phase == kIterating && s.choice.anderson);
+    return o_.solver == kAnderson || (o_.solver == kAuto && s.phase == kIterating && auto_accelerating(s.choice.mode));
   }
 
   void first_sweep(int64_t problem, int64_t g, int64_t chunk) {
@@ -120,6 +119,7 @@ class Step {
     in.z = z() + r.offset;
     in.fz = fz() + r.offset;
     in.entries = r.entries;
+    in.scale = s.phase == kFresh ? first_scale<T>(in.fz, r.entries) : sizeof(Wide<T>) == sizeof(double) ? Wide<T>(1) : Wide<T>(s.scale);
     double* const sums = row.sums(g, chunk);
     if (watches_residual(s, o_)) {
       in.before = out() + r.offset;
@@ -202,6 +202,7 @@ void residual_squares(const ResidualProblem& p, const Executor& executor) {
       in.z = static_cast<const T*>(p.z) + offset;
       in.fz = static_cast<const T*>(p.fz) + offset;
       in.entries = p.entries - start < kStepChunk ? p.entries - start : kStepChunk;
+      in.scale = first_scale<T>(in.fz, in.entries);
       double sums[kBaseSums];
       chunk_sums<T, Before::kNone>(in, sums);
       p.squares[2 * i] = sums[kR2];

@@ -95,9 +95,12 @@ inline int kept_differences(const GroupState& group, int slots) {
   return group.differences < slots - 2 ? group.differences : slots - 2;
 }
 
+// Whether the coming step may be the first Anderson step after plain ones: the last plain step then counts as a
+// difference, and Auto may ask how it is directed.
 inline bool watches_residual(const ProblemState& s, const SolveOptions& o) {
-  return o.solver == kAuto && s.phase == kIterating &&
-         (s.choice.mode == kAutoPicard ? auto_watches(s.progress.steps + 1) : s.choice.mode == kAutoOnTrial);
+  if (o.solver != kAuto || s.phase != kIterating) return false;
+  if (s.choice.mode == kAutoPicard) return auto_watches(s.progress.steps + 1);
+  return s.choice.mode == kAutoOnTrial && s.choice.since + 1 >= kAutoTrial;
 }
 
 inline void finish(const StepContext& c, ControlRow& row, Status status, double r2, double f2) {

@@ -27,6 +27,7 @@ struct SumsInput {
   const T* ring[kMaxHistory + 1];  // old residuals from the oldest to g_before
   int differences;       // between them
   int64_t entries;
+  Wide<T> scale;         // a power of two: products are formed of g, d and f times it, so that none vanishes
 };
 
 template <class W>
@@ -40,12 +41,14 @@ class LaneSums {
     std::memcpy(part, &v, sizeof v);
     for (int i = 0; i < kLanes<W>; ++i) lane_[index][i] += double(part[i]);
   }
-  void write(double* out) {
+  // Divided by what the products were scaled with: the base sums twice, the others once.
+  void write(double scale, double* out) {
+    const double unscale = 1 / scale;
     for (int k = 0; k < count_; ++k) {
       double* lane = lane_[k];
       for (int width = kLanes<W> / 2; width > 0; width /= 2)
         for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-      out[k] = lane[0];
+      out[k] = k < kBaseSums ? lane[0] * unscale * unscale : lane[0] * unscale;
     }
   }
 
@@ -54,7 +57,7 @@ class LaneSums {
   alignas(64) double lane_[kMaxSums][kLanes<W>];
 };
 
-// g of a block and its difference d to the residual before, in the first-level cache for the products below.
+// scale * g of a block, and scale * d with d the difference to the residual before, in the first-level cache.
 template <class W>
 struct BlockResidual {
   alignas(64) W g[kBlock];
@@ -71,21 +74,23 @@ inline void block_residual(const SumsInput<T>& in, int64_t start, int64_t n, Blo
   const T* const fz = in.fz + start;
   const T* const old = before == Before::kNone ? nullptr : in.before + start;
   T* const kept = in.g == nullptr ? nullptr : in.g + start;
-  const Vec<W> inverse = broadcast<W>(in.inverse_damping);
+  const Vec<W> inverse = broadcast<W>(in.inverse_damping), scale = broadcast<W>(in.scale);
   Vec<W> r2{}, f2{}, square{}, along{};
   for_vectors<W>(n, [&](int64_t i, auto access) {
     const Vec<W> x = access.load_wide(z + i), f = access.load_wide(fz + i);
     const Vec<W> exact = f - x;
-    r2 = fma<W>(exact, exact, r2);
-    f2 = fma<W>(f, f, f2);
+    const Vec<W> scaled_exact = exact * scale, scaled_f = f * scale;
+    r2 = fma<W>(scaled_exact, scaled_exact, r2);
+    f2 = fma<W>(scaled_f, scaled_f, f2);
     const Vec<W> g = as_stored<T>(exact);
     if (kept != nullptr) access.store_wide(kept + i, g);
     if constexpr (before != Before::kNone) {
       const Vec<W> last = access.load_wide(old + i);
-      const Vec<W> d = g - (before == Before::kIterate ? (x - last) * inverse : last);
+      const Vec<W> d = (g - (before == Before::kIterate ? (x - last) * inverse : last)) * scale;
+      const Vec<W> scaled_g = g * scale;
       square = fma<W>(d, d, square);
-      along = fma<W>(d, g, along);
-      store(block.g + i, g);
+      along = fma<W>(d, scaled_g, along);
+      store(block.g + i, scaled_g);
       store(block.d + i, d);
     }
   });
@@ -97,7 +102,7 @@ inline void block_residual(const SumsInput<T>& in, int64_t start, int64_t n, Blo
   }
 }
 
-// <d_j, d> and <d_j, g> for `count` neighbouring differences d_j = ring[j + 1] - ring[j].
+// <d_j, scale d> and <d_j, scale g> for `count` neighbouring differences d_j = ring[j + 1] - ring[j].
 template <class T, int count>
 inline void block_dots(const T* const* ring, int64_t start, int64_t n, const BlockResidual<Wide<T>>& block,
                        LaneSums<Wide<T>>& sums, int first_sum) {
@@ -150,7 +155,36 @@ void chunk_sums(const SumsInput<T>& in, double* out) {
       }
     }
   }
-  sums.write(out);
+  sums.write(double(in.scale), out);
+}
+
+// A power of two near 1 / x that keeps squares of entries about as large as x within float; 1 for x = 0, Inf, NaN.
+inline float inverse_power(double x) {
+  if (!(x > 0) || !finite(x)) return 1;
+  uint64_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  int exponent = 1023 - int(bits >> 52);
+  exponent = exponent < -100 ? -100 : exponent > 100 ? 100 : exponent;
+  const uint32_t power = uint32_t(exponent + 127) << 23;
+  float result;
+  std::memcpy(&result, &power, sizeof result);
+  return result;
+}
+
+// The scale of a chunk whose f no earlier step has measured.
+template <class T>
+Wide<T> first_scale(const T* fz, int64_t entries) {
+  if constexpr (sizeof(Wide<T>) == sizeof(double)) {
+    return 1;
+  } else {
+    Vec<float> largest{};
+    for_vectors<float>(entries, [&](int64_t i, auto access) {
+      largest = VecOps<float>::max(VecOps<float>::abs(access.load_wide(fz + i)), largest);
+    });
+    float all = 0;
+    for (int k = 0; k < kLanes<float>; ++k) all = largest[k] > all ? largest[k] : all;
+    return inverse_power(all);
+  }
 }
 
 template <class T>
