@@ -34,7 +34,7 @@ build: $(DEV)/ready
 wheel: $(DEV)/ready
 	rm -rf dist build/lib* build/bdist* build/wheel
 	$(DEV)/bin/python -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
-	PATH="$(CURDIR)/$(DEV)/bin:$$PATH" auditwheel -q repair --exclude 'libtorch*' --exclude 'libc10*' -w dist build/wheel/*.whl
+	PATH="$(CURDIR)/$(DEV)/bin:$$PATH" auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' -w dist build/wheel/*.whl
 	$(DEV)/bin/auditwheel show dist/*.whl
 
 lint: $(DEV)/ready

@@ -1,0 +1,35 @@
+"""Facts of the compiled CPU library (csrc/ops/facts.cpp). torch must be imported first."""
+
+from typing import TypedDict
+
+class Build(TypedDict):
+    torch: str  # built against
+    target_torch: str  # oldest torch it loads in
+    compiler: str
+    pybind11: str
+    common_flags: str
+    kernel_flags: dict[str, str]  # by instruction set
+
+class AffinePlan(TypedDict):
+    tile_rows: int  # rows a thread iterates together
+    block_rows: int  # rows of the register block
+    block_columns: int  # outputs of the register block
+    depth: int  # inputs per cache slice
+    threads: int
+    history: int  # kept per row
+    anderson_price: float  # of an Anderson step over a Picard step, as Auto counts it
+    packed_bytes: int
+    scratch_bytes: int  # per thread
+
+def build() -> Build: ...
+def instruction_sets() -> dict[str, bool]:
+    """Those compiled in, best first, and whether this processor has each."""
+
+def instruction_set() -> str: ...
+def set_instruction_set(name: str) -> None:
+    """Uses another, in this process; for tests and measurements. ValueError where it is not supported."""
+
+def cache_bytes() -> dict[str, int]:
+    """By level ("L1d", "L2", "L3"), as far as the operating system tells."""
+
+def plan_affine(rows: int, dim: int, solver: int, history: int, element_size: int, threads: int) -> AffinePlan: ...
