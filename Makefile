@@ -54,6 +54,7 @@ test: wheel $(OTHER)/ready
 	$(PYTHON) -m venv $(TEST)
 	$(TEST)/bin/python $(PIP_INSTALL) torch==$(TORCH)
 	$(TEST)/bin/python $(PIP_INSTALL) "$$(echo $(CURDIR)/dist/*.whl)[test]"
+	tools/test_installed.sh --with-compiler $(TEST) -q tests
 	@tools/test_installed.sh $(TEST) --doctest-modules --pyargs attractor_kernels tests
 
 $(OTHER)/ready: $(DEV)/ready tools/install_torch_without_cuda.py

@@ -4,7 +4,8 @@
 
 That torch is a CUDA build: its import needs those libraries, though a run on the CPU calls none of them. The two
 small ones that the import does call are installed; for each other, a stand-in is put beside torch's own libraries.
-It has the symbols that the loader looks for, as data: a call of any ends the process. Needs a C compiler and pyelftools.
+It has the symbols that the loader looks for, as data: a call of any ends the process. Needs a C compiler and
+pyelftools.
 """
 
 import re

@@ -4,8 +4,9 @@ python tools/requirements.py build [extra ...]     build: the build backend's re
 """
 
 import sys
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"] | {"build": PROJECT["build-system"]["requires"]}
