@@ -45,14 +45,23 @@ class LaneSums {
   void write(double scale, double* out) {
     const double unscale = 1 / scale;
     for (int k = 0; k < count_; ++k) {
-      double* lane = lane_[k];
-      for (int width = kLanes<W> / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-      out[k] = k < kBaseSums ? lane[0] * unscale * unscale : lane[0] * unscale;
+      const double sum = pairwise<kLanes<W>>(lane_[k]);
+      out[k] = k < kBaseSums ? sum * unscale * unscale : sum * unscale;
     }
   }
 
  private:
+  template <int n>
+  static double pairwise(const double* x) {
+    if constexpr (n == 1) {
+      return x[0];
+    } else {
+      double half[n / 2];
+      for (int i = 0; i < n / 2; ++i) half[i] = x[i] + x[i + n / 2];
+      return pairwise<n / 2>(half);
+    }
+  }
+
   int count_;
   alignas(64) double lane_[kMaxSums][kLanes<W>];
 };
