@@ -142,7 +142,7 @@ class BuildWithNinja(build_ext):
     def build_extensions(self) -> None:
         cpu_library, facts_module = (Path(self.get_ext_fullpath(ext.name)).resolve() for ext in self.extensions)
         plan = Plan(Path(self.build_temp).resolve(), cpu_library, facts_module).write()
-        jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
+        jobs = os.environ.get("MAX_JOBS", str(len(os.sched_getaffinity(0))))
         subprocess.run([sys.executable, "-m", "ninja", "-f", str(plan), "-j", jobs], check=True)
 
 
