@@ -8,7 +8,8 @@
 #if defined(__CUDACC__)
 #define AK_HD __host__ __device__ __forceinline__
 #else
-#define AK_HD inline
+// Internal linkage: a copy shared by objects built for different processors would run on the wrong one.
+#define AK_HD static inline
 #endif
 
 namespace ak {

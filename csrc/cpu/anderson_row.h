@@ -22,7 +22,8 @@ struct AndersonRow {
   int next;      // slot the next column goes to
   bool primed;   // previous_g and previous_h hold the last step
 
-  static int64_t elements(int history, int64_t ld) { return (2 + 2 * int64_t(history)) * ld; }
+  // With a history of 1 the one column is the last difference itself and is not stored.
+  static int64_t elements(int history, int64_t ld) { return history == 1 ? 2 * ld : (2 + 2 * int64_t(history)) * ld; }
 
   void place(T* memory, int history, int64_t ld) {
     previous_g = memory;
@@ -75,6 +76,34 @@ inline void subtract_columns(int64_t ld, const T* const* column, const double* w
   }
 }
 
+// anderson_advance for a history of 1 once primed: gamma = <dG, g> / |dG|^2 in closed form, nothing stored but the
+// last g and h.
+template <class T>
+void secant_advance(AndersonRow<T>& row, int64_t ld, T damping, double ridge, const T* x, T* f) {
+  const Vec<T> beta = broadcast<T>(damping);
+  Vec<T> square{}, along{};
+  for (int64_t i = 0; i < ld; i += kLanes<T>) {
+    const Vec<T> g = load(f + i) - load(x + i);
+    const Vec<T> dg = g - load(row.previous_g + i);
+    square = fma<T>(dg, dg, square);
+    along = fma<T>(dg, g, along);
+  }
+  const double diagonal = double(sum_lanes<T>(square)) * (1 + ridge);
+  double gamma = double(sum_lanes<T>(along)) / diagonal;
+  // false for NaN: a residual that did not change, or weights that are noise
+  if (!(gamma <= kWeightCap && gamma >= -kWeightCap)) gamma = 0;
+  const Vec<T> weight = broadcast<T>(T(-gamma));
+  for (int64_t i = 0; i < ld; i += kLanes<T>) {
+    const Vec<T> xi = load(x + i), fi = load(f + i);
+    const Vec<T> g = fi - xi;
+    const Vec<T> h = damping == T(1) ? fi : fma<T>(beta, g, xi);
+    const Vec<T> p = h - load(row.previous_h + i);
+    store(row.previous_g + i, g);
+    store(row.previous_h + i, h);
+    store(f + i, fma<T>(weight, p, h));
+  }
+}
+
 // In: iterate x and f(x) in `f`. Out: the next iterate in `f`. ld covers the row in whole vectors, padding zero.
 template <class T>
 void anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, double ridge, double r2, const T* x,
@@ -97,6 +126,7 @@ void anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, d
     return;
   }
 
+  if (history == 1) return secant_advance<T>(row, ld, damping, ridge, x, f);
   const int slot = row.next;
   T* const new_g = row.g + slot * ld;
   T* const new_p = row.p + slot * ld;
