@@ -1,0 +1,5 @@
+"""Implementations of the operators, one folder or file each, and the registry that chooses among them."""
+
+from .registry import Availability, available, use_backend
+
+__all__ = ["Availability", "available", "use_backend"]

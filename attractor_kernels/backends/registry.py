@@ -1,0 +1,111 @@
+"""Which backends there are, whether each can run here, and which one is preferred.
+
+The preference set by `use_backend` is the only global state of the package.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import NamedTuple
+
+import torch
+
+from ..options import check_choice
+from . import cpu
+
+BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
+
+# Operators of the compiled backends live in the first namespace, with plain torch behind every device they do not
+# cover; the second holds the same operators with nothing but plain torch.
+NAMESPACE = "attractor_kernels"
+REFERENCE_NAMESPACE = "attractor_kernels_reference"
+
+
+class Availability(NamedTuple):
+    """Whether a backend can run here; `reason` says why not, or what it runs on."""
+
+    usable: bool
+    reason: str
+
+    def __bool__(self) -> bool:
+        return self.usable
+
+
+_preferred = "auto"
+
+
+class use_backend:
+    """Prefers a backend wherever `backend="auto"` is asked for: from now on, or inside a `with` block.
+
+    Args:
+        name: "auto", "cuda", "triton", "cpu" or "reference".
+
+    Raises:
+        ValueError: the name is unknown, or that backend cannot run here.
+
+    >>> import attractor_kernels as ak
+    >>> with ak.use_backend("reference"):
+    ...     z, info = ak.fixed_point(lambda z: 0.5 * z + 1, torch.zeros(3, 2))
+    >>> info.backend
+    'reference'
+    """
+
+    def __init__(self, name: str) -> None:
+        global _preferred
+        check_choice("use_backend(name)", name, BACKENDS)
+        require_usable("use_backend(name)", name)
+        self._previous = _preferred
+        _preferred = name
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _preferred
+        _preferred = self._previous
+
+
+def preferred() -> str:
+    return _preferred
+
+
+def available() -> dict[str, Availability]:
+    """Per backend, whether it can run here and why not.
+
+    >>> available()["reference"].usable
+    True
+    """
+    return {
+        "cuda": Availability(False, "this build has no CUDA kernels"),
+        "triton": Availability(False, "this build has no Triton kernels"),
+        "cpu": Availability(*cpu.availability()),
+        "reference": Availability(True, "plain torch on any device"),
+    }
+
+
+def require_usable(name: str, backend: str) -> None:
+    if backend == "auto":
+        return
+    usable, reason = available()[backend]
+    if not usable:
+        raise ValueError(f"{name} {backend!r} cannot run here: {reason}")
+
+
+def backend_for(op: str, asked: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that runs operator `op` on a state of this device and dtype.
+
+    Raises ValueError where a backend asked for by name cannot.
+    """
+    name = _preferred if asked == "auto" else asked
+    if name == "reference":
+        return name
+    if name != "auto":
+        require_usable("backend", name)
+    obstacle = cpu.obstacle(op, device, dtype)
+    if obstacle is None:
+        return "cpu"
+    if name == "cpu" and asked == "cpu":
+        raise ValueError(f"backend 'cpu' cannot run {op}: {obstacle}")
+    return "reference"

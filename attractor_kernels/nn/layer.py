@@ -1,0 +1,87 @@
+"""The layer z* = module(z*, x)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..info import SolveInfo
+from ..options import Auto, Gradient, Implicit, Solver
+from ..solve.fixed_point import solve
+from ..solve.spec import make_spec
+from .cells import Cell
+
+
+class FixedPoint(nn.Module):
+    """The fixed point z* = module(z*, x) as a layer.
+
+    Args:
+        module: maps (z, x) to the next z, of z's shape, dtype and device. A cell is solved in one fused call.
+        solver, gradient, rtol, atol, max_steps, min_steps, batch_ndim, mixing_ndim, keep, trace, precision, backend:
+            as in `attractor_kernels.fixed_point`, with the same defaults. On an x of more than two dimensions a cell
+            takes its fused path with batch_ndim=x.ndim - 1.
+
+    Attributes:
+        info: the `SolveInfo` of the last forward, None before the first.
+
+    Raises:
+        TypeError, ValueError: an option is not as in `fixed_point`; the message names it.
+
+    >>> import attractor_kernels as ak
+    >>> layer = FixedPoint(ak.nn.AffineCell(8, 3))
+    >>> layer(torch.randn(5, 3)).shape
+    torch.Size([5, 8])
+    >>> bool(layer.info.converged.all())
+    True
+    """
+
+    info: SolveInfo | None
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        solver: Solver = Auto(),
+        gradient: Gradient = Implicit(),
+        rtol: float = 1e-4,
+        atol: float = 0.0,
+        max_steps: int = 50,
+        min_steps: int = 0,
+        batch_ndim: int = 1,
+        mixing_ndim: int | None = None,
+        keep: str = "last",
+        trace: bool = False,
+        precision: str | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module must be a torch.nn.Module mapping (z, x) to z, got {module!r}")
+        self.module = module
+        options = (solver, gradient, rtol, atol, max_steps, min_steps, batch_ndim, mixing_ndim, keep, trace)
+        # precision=None is decided anew by every forward.
+        full, mixed = (precision, precision) if precision is not None else ("full", "mixed")
+        self._full = make_spec(*options, full, backend)
+        self._mixed = make_spec(*options, mixed, backend)
+        self.info = None
+
+    def forward(self, x: Tensor, z0: Tensor | None = None) -> Tensor:
+        """z* [*batch, *state] for the input x.
+
+        z0: where the solve starts. None: `module.initial_state(x)` if there is such a method, as cells have (zeros
+        [*batch, state_dim]), else zeros like x.
+        """
+        module = self.module
+        if z0 is None:
+            initial_state = getattr(module, "initial_state", torch.zeros_like)
+            z0 = initial_state(x)
+        spec = self._full if torch.get_float32_matmul_precision() == "highest" else self._mixed
+        f = module.bind(x) if isinstance(module, Cell) else lambda z: module(z, x)
+        z, self.info = solve(f, z0, spec)
+        return z
+
+    def extra_repr(self) -> str:
+        spec = self._full
+        return f"solver={spec.solver}, gradient={spec.gradient}, rtol={spec.rtol:g}, max_steps={spec.max_steps}"

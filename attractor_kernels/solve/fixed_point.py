@@ -1,0 +1,133 @@
+"""`fixed_point`, the front door: arguments checked once, then the shortest way to a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..info import SolveInfo
+from ..options import Auto, Gradient, Implicit, Solver, Unrolled
+from . import gradient as gradients
+from .bound import BoundCell
+from .run import CheckedMap, check_bound, operator_backend, run_map, run_operator
+from .spec import Spec, check_start, make_spec
+
+_SPECS: dict[Any, Spec] = {}  # by the arguments as given: checking them costs more than a small solve
+_MOST_SPECS = 256
+
+
+def fixed_point(
+    f: Callable[[Tensor], Tensor] | BoundCell,
+    z0: Tensor,
+    *,
+    solver: Solver = Auto(),
+    gradient: Gradient = Implicit(),
+    rtol: float = 1e-4,
+    atol: float = 0.0,
+    max_steps: int = 50,
+    min_steps: int = 0,
+    batch_ndim: int = 1,
+    mixing_ndim: int | None = None,
+    keep: str = "last",
+    trace: bool = False,
+    precision: str | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, SolveInfo]:
+    """Solves z = f(z) for a batch of independent problems.
+
+    A problem ends when |f(z) - z| <= atol + rtol * |f(z)| (L2 over its state) and at least `min_steps` evaluations
+    were made. Its value, steps and residual are then final and its neighbours go on without it.
+
+    Args:
+        f: a callable z -> f(z) that keeps z's shape, dtype and device and does not modify z, or a cell bound to its
+            input (`cell.bind(x)`), which is solved in one fused call where `batch_ndim` is z0.ndim - 1.
+        z0: Tensor [*batch, *state] of a floating dtype, any strides; where the solve starts. Not modified.
+        solver: `Auto()`, `Anderson(...)`, `Picard(...)` or `Broyden(...)`.
+        gradient: `Implicit()`, `OneStep()`, `Phantom(...)`, `Neumann(...)` or `Unrolled(...)`. Gradients reach every
+            parameter and input that f uses, closures included. All but Unrolled give z0 a gradient of zero.
+        rtol: tolerance relative to |f(z)|. Default 1e-4.
+        atol: absolute tolerance. Default 0.
+        max_steps: most evaluations of f. Default 50. Memory does not grow with it.
+        min_steps: fewest evaluations of f. Default 0.
+        batch_ndim: leading dimensions of z0 that index independent problems. Default 1.
+        mixing_ndim: leading dimensions with Anderson weights of their own, at least batch_ndim. Default batch_ndim.
+            2 on [B, T, D] mixes per token: a causal f then stays causal.
+        keep: "last" returns the iterate a problem ended at, "best" the one with its lowest relative residual. A
+            problem that diverged or met NaN or Inf returns its best finite iterate either way.
+        trace: record the residual of every step in info.trace.
+        precision: "full", "mixed" (fused kernels may use bfloat16 products of differences, to the same true residual)
+            or None: full where torch.get_float32_matmul_precision() is "highest", else mixed.
+        backend: "auto", or "cuda", "triton", "cpu", "reference" by name: an error where it cannot run the solve.
+
+    Returns:
+        z [*batch, *state], in z0's dtype, and the `SolveInfo` of the same iterate.
+
+    Raises:
+        TypeError, ValueError: an argument, or what f returned, is not as above; the message names it.
+
+    >>> import attractor_kernels as ak
+    >>> z, info = ak.fixed_point(torch.cos, torch.zeros(1, 1, dtype=torch.float64), rtol=1e-12)
+    >>> round(float(z), 6), ak.Status(int(info.status)).name
+    (0.739085, 'CONVERGED')
+    """
+    key = (solver, gradient, rtol, atol, max_steps, min_steps, batch_ndim, mixing_ndim, keep, trace, precision, backend)
+    spec = _spec(key)
+    return solve(f, z0, spec)
+
+
+def solve(f: Callable[[Tensor], Tensor] | BoundCell, z0: Tensor, spec: Spec) -> tuple[Tensor, SolveInfo]:
+    """`fixed_point` with its options checked."""
+    check_start(z0, spec)
+    differentiate = torch.is_grad_enabled()
+    if isinstance(f, BoundCell):
+        check_bound(f, z0)
+        backend = operator_backend(f, z0, spec)
+        if backend is not None and not (differentiate and isinstance(spec.gradient, Unrolled)):
+            return _solve_bound(f, z0, spec, backend, differentiate and f.needs_gradient(z0))
+        checked: Callable[[Tensor], Tensor] = f
+    else:
+        checked = CheckedMap(f)
+    return _solve_map(checked, z0, spec, differentiate)
+
+
+def _solve_bound(f: BoundCell, z0: Tensor, spec: Spec, backend: str, differentiate: bool) -> tuple[Tensor, SolveInfo]:
+    if not differentiate:
+        return run_operator(f, z0, spec, backend)
+    if isinstance(spec.gradient, Implicit) and spec.of_adjoint().tail is not None:
+        return gradients.solve_bound(f, z0, spec, backend)
+    with torch.no_grad():
+        z, info = run_operator(f, z0, spec, backend)
+    return gradients.attach(f, z0, z, spec, info), info
+
+
+@torch.compiler.disable
+def _solve_map(
+    f: Callable[[Tensor], Tensor], z0: Tensor, spec: Spec, differentiate: bool
+) -> tuple[Tensor, SolveInfo]:
+    if not differentiate:
+        return run_map(f, z0, spec)
+    if isinstance(spec.gradient, Unrolled):
+        return gradients.unroll(f, z0, spec)
+    with torch.no_grad():
+        z, info = run_map(f, z0.detach(), spec)
+    return gradients.attach(f, z0, z, spec, info), info
+
+
+def _spec(key: tuple[Any, ...]) -> Spec:
+    """The checked options, from the last time they were given."""
+    if torch.compiler.is_compiling():
+        return make_spec(*key)
+    # 1, 1.0 and True are equal keys; their types tell them apart. What precision=None means can change.
+    typed = (key, tuple(map(type, key)), torch.get_float32_matmul_precision())
+    try:
+        spec = _SPECS.get(typed)
+    except TypeError:  # something unhashable, which the checks will name
+        return make_spec(*key)
+    if spec is None:
+        if len(_SPECS) >= _MOST_SPECS:
+            _SPECS.clear()
+        spec = _SPECS[typed] = make_spec(*key)
+    return spec

@@ -1,0 +1,124 @@
+"""Running a solve, without gradients: one operator for a bound cell, a loop for any other map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends import registry
+from ..backends.reference import loop as reference
+from ..info import SolveInfo
+from ..ops._declare import SolveResult, call
+from .bound import BoundCell
+from .spec import Spec
+
+Map = Callable[[Tensor], Tensor]
+
+
+class CheckedMap:
+    """f, with an error that says so where it returns anything but a state like its argument."""
+
+    __slots__ = ("f",)
+
+    def __init__(self, f: Map) -> None:
+        if not callable(f):
+            raise TypeError(f"f must be a callable z -> f(z) or a bound cell, got {f!r}")
+        self.f = f
+
+    def __call__(self, z: Tensor) -> Tensor:
+        version = None if z.is_inference() else z._version
+        fz: Any = self.f(z)
+        if not isinstance(fz, Tensor):
+            raise TypeError(f"f must return a Tensor, got {type(fz).__name__}")
+        if fz.shape != z.shape:
+            raise ValueError(f"f must return z's shape {list(z.shape)}, got {list(fz.shape)}")
+        if fz.dtype != z.dtype:
+            raise TypeError(f"f must return z's dtype {z.dtype}, got {fz.dtype}; cast what f returns, or z0")
+        if fz.device != z.device:
+            raise ValueError(f"f must return a tensor on z's device {z.device}, got {fz.device}")
+        if version is not None and z._version != version:
+            raise ValueError("f must not modify z in place")
+        return fz
+
+
+def run_map(f: Map, z0: Tensor, spec: Spec) -> tuple[Tensor, SolveInfo]:
+    """Solves z = f(z) for a checked map f; z0 [*batch, *state]."""
+    return run_reference(f, z0, spec)
+
+
+def run_reference(
+    f: Map, z0: Tensor, spec: Spec, constant_until: Tensor | None = None
+) -> tuple[Tensor, SolveInfo]:
+    """The plain torch loop; differentiable where grad mode is on."""
+    shape = z0.shape
+    batch, groups = shape[: spec.batch_ndim], shape[spec.batch_ndim : spec.mixing_ndim]
+    grouped = (batch.numel(), groups.numel(), shape[spec.mixing_ndim :].numel())
+    z, steps, residual, status, trace = reference.solve(
+        lambda z: f(z.view(shape)).reshape(grouped),
+        z0.reshape(grouped),
+        spec.solver,
+        rtol=spec.rtol,
+        atol=spec.atol,
+        max_steps=spec.max_steps,
+        min_steps=spec.min_steps,
+        keep_best=spec.keep_best,
+        trace=spec.trace,
+        constant_until=constant_until,
+    )
+    return z.view(shape), SolveInfo(steps, residual, status, trace, "reference", batch)
+
+
+def operator_backend(bound: BoundCell, z0: Tensor, spec: Spec) -> str | None:
+    """The backend whose operator solves this bound cell as asked, None if no operator does.
+
+    Operators take rows as problems, each with Anderson weights of its own.
+    """
+    if spec.tail is None or spec.batch_ndim != z0.dim() - 1 or spec.mixing_ndim != spec.batch_ndim:
+        return None
+    return registry.backend_for(bound.name, spec.backend, z0.device, z0.dtype)
+
+
+def check_bound(bound: BoundCell, z0: Tensor) -> None:
+    """Raises where z0 is no state of this bound cell."""
+    u = bound.held[0]
+    assert u is not None
+    if z0.dim() == 0 or z0.shape[-1] != bound.state_dim or z0.shape[:-1] != u.shape[:-1]:
+        raise ValueError(
+            f"z0 must have shape {[*u.shape[:-1], bound.state_dim]}, from the input the cell is bound to and its "
+            f"state size, got {list(z0.shape)}"
+        )
+    if z0.dtype != u.dtype:
+        raise TypeError(f"z0 must have the bound cell's dtype {u.dtype}, got {z0.dtype}")
+    if z0.device != u.device:
+        raise ValueError(f"z0 must be on the bound cell's device {u.device}, got {z0.device}")
+
+
+def as_rows(t: Tensor) -> Tensor:
+    """[*batch, D] as [B, D]."""
+    return t if t.dim() == 2 else t.reshape(t.shape[:-1].numel(), t.shape[-1])
+
+
+def namespace_of(backend: str) -> str:
+    return registry.REFERENCE_NAMESPACE if backend == "reference" else registry.NAMESPACE
+
+
+def operator_arguments(bound: BoundCell, z0: Tensor, spec: Spec) -> tuple[Any, ...]:
+    assert spec.tail is not None
+    u, *parameters = bound.held
+    assert u is not None
+    return (as_rows(z0), as_rows(u), *parameters, *bound.constants, *spec.tail)
+
+
+def operator_info(result: SolveResult, z0: Tensor, spec: Spec, backend: str) -> SolveInfo:
+    trace = result.trace if spec.trace else None
+    batch = None if z0.dim() == 2 else z0.shape[:-1]
+    return SolveInfo(result.steps, result.residual, result.status, trace, backend, batch)
+
+
+def run_operator(bound: BoundCell, z0: Tensor, spec: Spec, backend: str) -> tuple[Tensor, SolveInfo]:
+    """Solves a bound cell by one operator; z0 [*batch, D]."""
+    result = call(namespace_of(backend), bound.name, *operator_arguments(bound, z0, spec))
+    return result.z.view(z0.shape), operator_info(result, z0, spec, backend)
