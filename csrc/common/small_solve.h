@@ -2,9 +2,11 @@
 //
 // gamma = argmin | g - sum_j gamma_j dG_j |^2 + ridge * mean_j |dG_j|^2 * |gamma|^2
 //
-// The Gram matrix is equilibrated to a unit diagonal and factored by Cholesky. A pivot at rounding level means
-// that the newest differences already span the oldest one: the oldest column is dropped and the rest solved
-// again (Fang & Saad 2009; Walker & Ni 2011, sec. 4). It never fails: no usable column means a plain step.
+// The Gram matrix is factored as L D L^T. A pivot at rounding level of its own diagonal entry means that the newer
+// differences already span that column: the oldest column is dropped and the rest solved again (Fang & Saad 2009;
+// Walker & Ni 2011, sec. 4). The test is the one an equilibrated matrix would get, and the factorisation's rounding
+// does not depend on the scale of a column (van der Sluis 1969), so nothing is scaled. It never fails: no usable
+// column means a plain step.
 #pragma once
 
 #include "stopping.h"
@@ -23,46 +25,44 @@ constexpr double kWeightCap = 1e6;
 template <class S>
 AK_HD int small_solve(const S* gram, int ld, const S* rhs, const int* order, int n, S ridge, S pivot_floor,
                       S* gamma) {
-  S chol[kMaxHistory * (kMaxHistory + 1) / 2];
-  S scale[kMaxHistory];
+  S lower[kMaxHistory * kMaxHistory];  // unit lower triangle, row by row
+  S inverse[kMaxHistory];              // 1 / D
   S y[kMaxHistory];
   for (int i = 0; i < n; ++i) gamma[order[i]] = S(0);
   for (int first = 0; first < n; ++first) {
+    const int* const slot = order + first;
     const int m = n - first;
     S mean = S(0);
-    for (int i = 0; i < m; ++i) mean += gram[order[first + i] * ld + order[first + i]];
+    for (int i = 0; i < m; ++i) mean += gram[slot[i] * ld + slot[i]];
     const S shift = ridge * mean / S(m);
     bool usable = mean > S(0) && finite(mean);
     for (int i = 0; usable && i < m; ++i) {
-      const int si = order[first + i];
-      const S diagonal = gram[si * ld + si] + shift;
-      usable = diagonal > S(0);
-      scale[i] = S(1) / square_root(diagonal);
-      S* row = chol + i * (i + 1) / 2;
-      S rest = rhs[si] * scale[i];
-      for (int j = 0; usable && j <= i; ++j) {
-        const S* other = chol + j * (j + 1) / 2;
-        S sum = i == j ? S(1) : gram[si * ld + order[first + j]] * scale[i] * scale[j];
-        for (int k = 0; k < j; ++k) sum -= row[k] * other[k];
-        if (j < i) {
-          row[j] = sum * other[j];  // the diagonal holds its own reciprocal
-          rest -= row[j] * y[j];
-        } else {
-          usable = sum > pivot_floor;
-          row[i] = S(1) / square_root(sum);
-        }
+      const S* const entries = gram + slot[i] * ld;
+      S* const row = lower + i * kMaxHistory;
+      const S diagonal = entries[slot[i]] + shift;
+      S pivot = diagonal;
+      S rest = rhs[slot[i]];
+      S scaled[kMaxHistory];  // L_ij D_j
+      for (int j = 0; j < i; ++j) {
+        const S* const other = lower + j * kMaxHistory;
+        S sum = entries[slot[j]];
+        for (int k = 0; k < j; ++k) sum -= scaled[k] * other[k];
+        scaled[j] = sum;
+        row[j] = sum * inverse[j];
+        pivot -= sum * row[j];
+        rest -= row[j] * y[j];
       }
-      y[i] = rest * row[i];
+      usable = pivot > pivot_floor * diagonal;
+      inverse[i] = S(1) / pivot;
+      y[i] = rest;
     }
     if (!usable) continue;
     bool sane = true;
     for (int i = m - 1; i >= 0; --i) {
-      S sum = y[i];
-      for (int k = i + 1; k < m; ++k) sum -= chol[k * (k + 1) / 2 + i] * y[k];
-      y[i] = sum * chol[i * (i + 1) / 2 + i];
-      const S weight = y[i] * scale[i];
+      S weight = y[i] * inverse[i];
+      for (int k = i + 1; k < m; ++k) weight -= lower[k * kMaxHistory + i] * gamma[slot[k]];
+      gamma[slot[i]] = weight;
       sane = sane && weight <= S(kWeightCap) && weight >= -S(kWeightCap);  // false for NaN
-      gamma[order[first + i]] = weight;
     }
     if (sane) return m;
     for (int i = 0; i < n; ++i) gamma[order[i]] = S(0);
