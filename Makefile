@@ -67,7 +67,7 @@ $(OTHER)/ready: $(DEV)/ready tools/install_torch_without_cuda.py
 $(USER)/ready: pyproject.toml tools/requirements.py Makefile
 	$(PYTHON) -m venv $(USER)
 	$(USER)/bin/python $(PIP_INSTALL) torch==$(TORCH)
-	$(USER)/bin/python tools/requirements.py build bench > $(USER)/requirements.txt
+	$(USER)/bin/python tools/requirements.py build demo > $(USER)/requirements.txt
 	$(USER)/bin/python $(PIP_INSTALL) -r $(USER)/requirements.txt
 	touch $@
 
@@ -80,6 +80,8 @@ demo: install
 	$(USER)/bin/attractor-kernels demo
 
 bench: install
+	$(USER)/bin/python tools/requirements.py bench > $(USER)/requirements.txt
+	$(USER)/bin/python $(PIP_INSTALL) -r $(USER)/requirements.txt
 	$(USER)/bin/attractor-kernels bench
 
 clean:
