@@ -12,24 +12,24 @@ struct CellCost {
   double activations;  // activation evaluations
 };
 
-// Cycles, from measurements on AVX2 and the lane count elsewhere (benchmarks/NOTES.md).
+// Cycles of a step, fitted to measurements on AVX2 (benchmarks/NOTES.md) and scaled by the lane count elsewhere.
 template <class T>
 inline double anderson_price(const CellCost& cost, int64_t dim, int history) {
   const double vectors = double(dim) / kLanes<T>;
-  const double step = cost.products / kLanes<T> / 2 * 1.1 + cost.activations / kLanes<T> * 14 + 60;
-  const double extra = vectors * (7 + 2.2 * history) + 60 + 30 * history + 6 * history * history;
+  const double activation = sizeof(T) == 8 ? 35 : 10;
+  const double step = cost.products / kLanes<T> / 2 * 1.04 + cost.activations / kLanes<T> * activation + 60;
+  const double extra = history <= 1 ? vectors * 6 + 43 : vectors * (8 + 3.4 * history) + 10 + 20 * history;
   return 1 + extra / step;
 }
 
-// Short histories reach most of the gain: 1 saves nearly as many steps as 5 and costs a fifth.
+// Short histories reach most of the gain: on spectra where acceleration pays at all, 1 needs 0.57 of Picard's
+// steps, 2 needs 0.51 and 5 needs 0.44.
 template <class T>
 inline int auto_history(const CellCost& cost, int64_t dim, int history) {
   int best = 1;
   double best_time = 1e30;
   for (int m = 1; m <= history; ++m) {
-    // Steps that remain, relative to Picard's, on spectra where acceleration pays at all.
-    const double steps = 0.41 + 0.16 / m;
-    const double time = steps * anderson_price<T>(cost, dim, m);
+    const double time = (0.41 + 0.16 / m) * anderson_price<T>(cost, dim, m);
     if (time < best_time) {
       best_time = time;
       best = m;
@@ -79,6 +79,7 @@ template <class T>
 struct PackRequest {
   Matrix<T> from;
   PackedMatrix<T>* to;
+  PackedMatrix<uint32_t>* pairs = nullptr;  // float only: the same weights as bfloat16 pairs too
 };
 
 // A row of constants as a one-column matrix: packed, it is the same row padded to whole vectors.
@@ -87,24 +88,42 @@ inline Matrix<T> vector_view(const T* data, int64_t n) {
   return {data, n, 1, 1, 1};
 }
 
+// Places `packed` at memory and moves memory past it.
+template <class T>
+inline void place(PackedMatrix<T>& packed, int64_t outputs, int64_t inputs, char*& memory) {
+  packed = {reinterpret_cast<T*>(memory), int(outputs), int(inputs)};
+  memory += round_up(PackedMatrix<T>::size(outputs, inputs) * int64_t(sizeof(T)), 64);
+}
+
+template <class T, class Packed>
+inline void pack_one(const Matrix<T>& from, const Packed& to, int threads, const Executor& executor) {
+  const int panels = to.panels();
+  const int tasks = threads < panels ? threads : panels;
+  auto body = [&](int task) {
+    for (int p = panels * task / tasks; p < panels * (task + 1) / tasks; ++p) pack_panel(from, to, p);
+  };
+  run_tasks(executor, tasks, body);
+}
+
 // Packs the matrices one after another into the calling thread's packed scratch.
 template <class T>
 inline void pack(const PackRequest<T>* requests, int count, int threads, const Executor& executor) {
-  int64_t elements = 0;
-  for (int i = 0; i < count; ++i)
-    elements += round_up(PackedMatrix<T>::size(requests[i].from.outputs, requests[i].from.inputs), 16);
-  T* memory = static_cast<T*>(packed_scratch().get(size_t(elements) * sizeof(T)));
+  int64_t bytes = 0;
   for (int i = 0; i < count; ++i) {
-    const Matrix<T>& w = requests[i].from;
-    PackedMatrix<T>& packed = *requests[i].to;
-    packed = {memory, int(w.outputs), int(w.inputs)};
-    memory += round_up(PackedMatrix<T>::size(w.outputs, w.inputs), 16);
-    const int panels = packed.panels();
-    const int tasks = threads < panels ? threads : panels;
-    auto body = [&](int task) {
-      for (int p = panels * task / tasks; p < panels * (task + 1) / tasks; ++p) pack_panel(w, packed, p);
-    };
-    run_tasks(executor, tasks, body);
+    const int64_t outputs = requests[i].from.outputs, inputs = requests[i].from.inputs;
+    bytes += PackedMatrix<T>::size(outputs, inputs) * int64_t(sizeof(T)) + 64;
+    bytes += PackedMatrix<uint32_t>::size(outputs, (inputs + 1) / 2) * int64_t(sizeof(uint32_t)) + 64;
+  }
+  char* memory = static_cast<char*>(packed_scratch().get(size_t(bytes)));
+  for (int i = 0; i < count; ++i) {
+    const Matrix<T>& from = requests[i].from;
+    place(*requests[i].to, from.outputs, from.inputs, memory);
+    pack_one(from, *requests[i].to, threads, executor);
+    if constexpr (sizeof(T) == 4) {
+      if (requests[i].pairs == nullptr) continue;
+      place(*requests[i].pairs, from.outputs, (from.inputs + 1) / 2, memory);
+      pack_one(from, *requests[i].pairs, threads, executor);
+    }
   }
 }
 

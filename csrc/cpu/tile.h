@@ -28,6 +28,8 @@ struct Evaluation {
   T* constants;       // what Map::load put there
   const T* previous;  // x of the step before, where Auto wants <g_k, g_{k-1}>; else null
   bool zero;          // x is known to be all zeros
+  bool must_be_exact;  // in full precision, even where the map may do less
+  bool exact;         // out: it was (a map that never does less leaves this alone)
   double r2, f2;      // out: |f - x|^2, |f|^2
   double dot;         // out, with previous: <f - x, x - previous>
 };
@@ -39,6 +41,7 @@ struct Slot {
   T* constants;
   int current, best, target, previous;  // indices into x; -1: none
   bool zero;
+  bool confirm;  // the last evaluation met the tolerance in reduced precision: once more, exactly
   Progress<double> progress;
   AutoState<double> choice;
   double previous_r2;
@@ -122,6 +125,7 @@ class Tile {
     slot.current = 0;
     slot.target = 1;
     slot.best = slot.previous = -1;
+    slot.confirm = false;
     slot.progress = {};
     slot.choice = {};
     slot.previous_r2 = 0;
@@ -146,6 +150,8 @@ class Tile {
             slot.constants,
             watch ? slot.x[slot.previous] : nullptr,
             slot.zero && slot.progress.steps == 0,
+            slot.confirm || slot.progress.steps + 1 >= options_.max_steps,
+            true,
             0,
             0,
             0};
@@ -153,6 +159,12 @@ class Tile {
 
   // Takes in one evaluation; false when the row is done (and written out).
   bool advance(Slot<T>& slot, const Evaluation<T>& e) {
+    if (!e.exact && slot.progress.steps + 1 >= options_.min_steps && within_tolerance(e.r2, e.f2, rule_)) {
+      slot.progress.steps += 1;
+      slot.confirm = true;
+      return true;
+    }
+    slot.confirm = false;
     const Judgement<double> verdict = judge(slot.progress, e.r2, e.f2, rule_);
     if (result_.trace != nullptr)
       result_.trace[int64_t(slot.progress.steps - 1) * rows_ + slot.row] = float(relative_residual(e.r2, e.f2));
