@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..backends.reference import step as reference
 from ..options import Anderson, Auto, Picard, Solver
-from ._declare import LIBRARIES, make_tail
+from ._declare import _LIBRARIES, make_tail
 
 # problems, groups: leading sizes of `history`. trace: [max_steps, problems]. The step reads the iterates before z from
 # `out` and overwrites them.
@@ -30,7 +30,7 @@ def _fake(*arguments: object) -> None:
     return None
 
 
-for _library in LIBRARIES:
+for _library in _LIBRARIES:
     _library.define(SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"{_library.ns}::anderson_step", _fake, lib=_library)
     _library.impl("anderson_step", reference.anderson_step, "CompositeExplicitAutograd")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..options import check_int
-from ._declare import LIBRARIES
+from ._declare import _LIBRARIES
 
 SCHEMA = "residual_norm(Tensor z, Tensor fz, int batch_ndim=1) -> Tensor"
 
@@ -55,7 +55,7 @@ def _backward(ctx: Any, v: Tensor) -> tuple[Tensor, Tensor, None]:
     return -along.to(z.dtype), grad_f.to(z.dtype), None
 
 
-for _library in LIBRARIES:
+for _library in _LIBRARIES:
     _name = f"{_library.ns}::residual_norm"
     _library.define(SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(_name, _fake, lib=_library)

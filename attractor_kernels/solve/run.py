@@ -13,6 +13,7 @@ from ..backends.reference import loop as reference
 from ..info import SolveInfo
 from ..ops._declare import SolveResult, call
 from .bound import BoundCell
+from .loop import loop_backend, run_loop
 from .spec import Spec
 
 Map = Callable[[Tensor], Tensor]
@@ -46,7 +47,8 @@ class CheckedMap:
 
 def run_map(f: Map, z0: Tensor, spec: Spec) -> tuple[Tensor, SolveInfo]:
     """Solves z = f(z) for a checked map f; z0 [*batch, *state]."""
-    return run_reference(f, z0, spec)
+    backend = loop_backend(z0, spec)
+    return run_reference(f, z0, spec) if backend == "reference" else run_loop(f, z0, spec, backend)
 
 
 def run_reference(
