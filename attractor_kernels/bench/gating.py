@@ -1,0 +1,45 @@
+"""From a contender to an entry with a speed: made ready, checked, and only then timed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .contenders import Contender, Runner, Unavailable
+from .gate import TOLERANCE, check
+from .results import Entry, Row
+from .timing import measure
+
+
+def admit(contender: Contender, problem: Any, which: str, steps: int, row: Row) -> Runner | None:
+    """The contender made ready, if it runs here and its results are right; else None, and its entry says why."""
+    entry = row.entries[contender.name] = Entry(contender.name, contender.ours)
+    try:
+        runner = contender.build(problem, which, steps)
+    except Unavailable as reason:
+        entry.why = str(reason)
+        return None
+    entry.facts = runner.facts
+    if runner.results is None:
+        return runner
+    verdict = check(runner.results(runner.call()), problem.expected(which))
+    entry.error, entry.worst_row = _finite(verdict.error), _finite(verdict.worst_row)
+    if not verdict.passed:
+        entry.why = f"wrong: {verdict.worst} is {verdict.error:.1e} off, more than {TOLERANCE:.0e}"
+        return None
+    return runner
+
+
+def time_entries(row: Row, runners: Mapping[str, Runner | None], budget: float, min_repeats: int) -> None:
+    """Times those who were admitted, and writes it into the row."""
+    calls = {name: runner.call for name, runner in runners.items() if runner is not None}
+    for name, timing in measure(calls, budget, min_repeats=min_repeats).items():
+        entry = row.entries[name]
+        entry.seconds, entry.low, entry.high = timing.median, timing.low, timing.high
+        entry.repeats, entry.calls = timing.repeats, timing.calls
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN; `why` says what it was."""
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,96 @@
+"""Interleaved timing: A B C A B C ..., so that a slow minute of the machine hits all of them alike."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+Call = Callable[[], Any]
+
+MIN_REPEATS = 5
+MAX_REPEATS = 101
+# A sample lasts at least this long: shorter calls are repeated within it.
+SAMPLE_SECONDS = 1e-3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call, over `repeats` samples of `calls` calls each."""
+
+    median: float
+    low: float  # first and third quartile
+    high: float
+    repeats: int
+    calls: int
+
+
+def measure(
+    calls: Mapping[str, Call],
+    budget: float,
+    *,
+    min_repeats: int = MIN_REPEATS,
+    max_repeats: int = MAX_REPEATS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Times callables against each other.
+
+    Each gets an equal share of the budget (seconds) and as many samples as fit into it, at least `min_repeats` and at
+    most `max_repeats`. Whoever has fewer samples than others sits out rounds evenly, so that all of them cover the
+    same stretch of time.
+    """
+    inner, once = {}, {}
+    for name, call in calls.items():
+        once[name], inner[name] = _calibrate(call, clock)
+    share = budget / max(len(calls), 1)
+    quota = {name: min(max(int(share / (once[name] * inner[name])), min_repeats), max_repeats) for name in calls}
+    rounds = max(quota.values(), default=0)
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    with _no_collection():
+        for turn in range(rounds):
+            for name, call in calls.items():
+                if (turn + 1) * quota[name] // rounds > turn * quota[name] // rounds:
+                    samples[name].append(_sample(call, inner[name], clock))
+    return {name: _summary(samples[name], inner[name]) for name in calls}
+
+
+def _calibrate(call: Call, clock: Callable[[], float]) -> tuple[float, int]:
+    """Seconds of a warm call, and how many of them make a sample."""
+    call()
+    seconds = _sample(call, 1, clock)
+    if seconds < 20 * SAMPLE_SECONDS:
+        # The first estimate of something short is mostly noise; an interruption only ever lengthens one.
+        seconds = min(seconds, *(_sample(call, 5, clock) for _ in range(3)))
+    seconds = max(seconds, 1e-9)
+    return seconds, max(1, -int(-SAMPLE_SECONDS // seconds))
+
+
+def _sample(call: Call, repeats: int, clock: Callable[[], float]) -> float:
+    start = clock()
+    for _ in range(repeats):
+        call()
+    return (clock() - start) / repeats
+
+
+def _summary(samples: list[float], calls: int) -> Timing:
+    if len(samples) < 2:
+        only = samples[0]
+        return Timing(only, only, only, 1, calls)
+    low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return Timing(statistics.median(samples), low, high, len(samples), calls)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
