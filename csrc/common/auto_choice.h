@@ -14,7 +14,8 @@
 
 namespace ak {
 
-constexpr double kAutoCosine2 = 0.12;  // squared cosine between successive residuals that starts Anderson
+constexpr double kAutoCosine2 = 0.12;  // squared cosine between successive residuals that starts Anderson ...
+constexpr double kAutoChance2 = 4;     // ... plus this over the state's size: what directions at random come to
 constexpr double kAutoStall2 = 0.98;   // squared contraction above which Picard counts as stalled
 constexpr double kAutoPrice = 2.0;     // an Anderson step dearer than this is for stalled problems only
 constexpr double kAutoSlow2 = 0.5;     // squared contraction per step above which Anderson is put to trial
@@ -42,15 +43,18 @@ AK_HD S auto_power(S x, int n) {
 }
 
 // steps: evaluations of f so far; r2, previous_r2: |g_k|^2, |g_{k-1}|^2; dot: <g_k, g_{k-1}>, used in kAutoPicard
-// mode only, where auto_watches(steps); price: cost of an Anderson step over a Picard step, constant for a shape.
+// mode only, where auto_watches(steps); price: cost of an Anderson step over a Picard step, constant for a shape;
+// entries: the size of the problem's state.
 // Returns true when the next step is to be an Anderson step. On leaving Anderson the caller clears its history.
 template <class S>
-AK_HD bool choose(AutoState<S>& a, int steps, S r2, S previous_r2, S dot, S price) {
+AK_HD bool choose(AutoState<S>& a, int steps, S r2, S previous_r2, S dot, S price, int64_t entries) {
   a.since += 1;
   switch (a.mode) {
     case kAutoPicard: {
       if (!auto_watches(steps)) return false;
-      const bool aligned = price <= S(kAutoPrice) && dot * dot > S(kAutoCosine2) * r2 * previous_r2;
+      const S cosine2 = S(kAutoCosine2) + S(kAutoChance2) / S(entries);
+      const S most = cosine2 < S(0.9) ? cosine2 : S(0.9);
+      const bool aligned = price <= S(kAutoPrice) && dot * dot > most * r2 * previous_r2;
       const bool stalled = r2 > S(kAutoStall2) * previous_r2;
       if (!aligned && !stalled) return false;
       a.mode = kAutoAnderson;

@@ -193,7 +193,7 @@ class Tile {
     const bool before = auto_accelerating(slot.choice.mode);
     // x_k - x_{k-1} = damping g_{k-1}
     const double dot = e.dot / options_.damping;
-    const bool now = choose(slot.choice, slot.progress.steps, e.r2, slot.previous_r2, dot, shape_.price);
+    const bool now = choose(slot.choice, slot.progress.steps, e.r2, slot.previous_r2, dot, shape_.price, dim_);
     if (now && !before) prime(slot, e);
     if (before && !now) slot.anderson.clear();
     return now;

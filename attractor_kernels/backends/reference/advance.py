@@ -61,7 +61,7 @@ class AndersonMethod:
         mixes = ~restart  # [P]
         if self.choice is not None:
             along = dot(g.detach(), g_before.detach(), r2.dtype).sum(-1)
-            mixes = mixes & choose(self.choice, step, r2, r2_before, along, AUTO_PRICE)
+            mixes = mixes & choose(self.choice, step, r2, r2_before, along, AUTO_PRICE, g[0].numel())
 
         dg = g - g_before
         self._push(dg, z - z_before + self.damping * dg, mixes, r2.dtype)

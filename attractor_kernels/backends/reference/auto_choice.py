@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-COSINE2 = 0.12  # squared cosine between successive residuals that starts Anderson
+COSINE2 = 0.12  # squared cosine between successive residuals that starts Anderson ...
+CHANCE2 = 4.0  # ... plus this over the state's size: what directions at random come to
 STALL2 = 0.98  # squared contraction above which Picard counts as stalled
 DEAR = 2.0  # an Anderson step dearer than this is for stalled problems only
 SLOW2 = 0.5  # squared contraction per step above which Anderson is put to trial
@@ -30,7 +31,7 @@ def watches(step: int) -> bool:
     return step >= 2 and (step <= 5 or step % 4 == 0)
 
 
-def choose(a: AutoState, step: int, r2: Tensor, previous_r2: Tensor, dot: Tensor, price: float) -> Tensor:
+def choose(a: AutoState, step: int, r2: Tensor, previous_r2: Tensor, dot: Tensor, price: float, entries: int) -> Tensor:
     """r2, previous_r2: |g_k|^2, |g_{k-1}|^2; dot: <g_k, g_{k-1}>; all [P]. price: cost of an Anderson step in Picard's.
 
     Returns where [P] the next step is to be an Anderson step.

@@ -123,7 +123,7 @@ def _anderson(
         choice.mode, choice.since = control[:, _MODE].int(), control[:, _SINCE].int()
         choice.entry_r2, choice.anderson2 = control[:, _ENTRY_R2], control[:, _ANDERSON2]
         previous_r2 = control[:, _PREVIOUS_R2] if step > 1 else r2
-        mixes = mixes & choose(choice, step, r2, previous_r2, along, AUTO_PRICE)
+        mixes = mixes & choose(choice, step, r2, previous_r2, along, AUTO_PRICE, groups * entries)
         state |= {_MODE: choice.mode, _SINCE: choice.since, _ENTRY_R2: choice.entry_r2, _ANDERSON2: choice.anderson2}
     state[_PREVIOUS_R2] = r2
 
