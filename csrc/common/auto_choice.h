@@ -15,7 +15,8 @@
 namespace ak {
 
 constexpr double kAutoCosine2 = 0.12;  // squared cosine between successive residuals that starts Anderson ...
-constexpr double kAutoChance2 = 4;     // ... plus this over the state's size: what directions at random come to
+constexpr double kAutoChance2 = 4;     // ... plus this over the state's size: what directions at random come to ...
+constexpr double kAutoPriced2 = 0.6;   // ... plus this times what an Anderson step costs more
 constexpr double kAutoStall2 = 0.98;   // squared contraction above which Picard counts as stalled
 constexpr double kAutoPrice = 2.0;     // an Anderson step dearer than this is for stalled problems only
 constexpr double kAutoSlow2 = 0.5;     // squared contraction per step above which Anderson is put to trial
@@ -52,7 +53,7 @@ AK_HD bool choose(AutoState<S>& a, int steps, S r2, S previous_r2, S dot, S pric
   switch (a.mode) {
     case kAutoPicard: {
       if (!auto_watches(steps)) return false;
-      const S cosine2 = S(kAutoCosine2) + S(kAutoChance2) / S(entries);
+      const S cosine2 = S(kAutoCosine2) + S(kAutoChance2) / S(entries) + S(kAutoPriced2) * (price - S(1));
       const S most = cosine2 < S(0.9) ? cosine2 : S(0.9);
       const bool aligned = price <= S(kAutoPrice) && dot * dot > most * r2 * previous_r2;
       const bool stalled = r2 > S(kAutoStall2) * previous_r2;

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 COSINE2 = 0.12  # squared cosine between successive residuals that starts Anderson ...
-CHANCE2 = 4.0  # ... plus this over the state's size: what directions at random come to
+CHANCE2 = 4.0  # ... plus this over the state's size: what directions at random come to ...
+PRICED2 = 0.6  # ... plus this times what an Anderson step costs more
 STALL2 = 0.98  # squared contraction above which Picard counts as stalled
 DEAR = 2.0  # an Anderson step dearer than this is for stalled problems only
 SLOW2 = 0.5  # squared contraction per step above which Anderson is put to trial
