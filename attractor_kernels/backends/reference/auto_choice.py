@@ -29,7 +29,7 @@ class AutoState:
 
 def watches(step: int) -> bool:
     """Whether problems in Picard mode are looked at after this evaluation of f."""
-    return step >= 2 and (step <= 5 or step % 4 == 0)
+    return step >= 2
 
 
 def choose(a: AutoState, step: int, r2: Tensor, previous_r2: Tensor, dot: Tensor, price: float, entries: int) -> Tensor:
