@@ -108,9 +108,10 @@ class Plan:
                 ninja.build(target, "compile", str(source), variables={"flags": quote(COMMON_FLAGS + flags)})
                 return target
 
-            dispatch, facts = CSRC / "cpu" / "dispatch.cpp", CSRC / "ops" / "facts.cpp"
-            kernels = sorted(path for path in CSRC.glob("cpu/*.cpp") if path != dispatch)
-            objects = [compile_one(dispatch, "plain", [])]
+            plain = [CSRC / "cpu" / "dispatch.cpp", CSRC / "cpu" / "scratch.cpp"]
+            facts = CSRC / "ops" / "facts.cpp"
+            kernels = sorted(path for path in CSRC.glob("cpu/*.cpp") if path not in plain)
+            objects = [compile_one(source, "plain", []) for source in plain]
             objects += [compile_one(source, "ops", self.torch_flags) for source in sorted(CSRC.glob("ops/cpu*.cpp"))]
             for name, isa_flags in instruction_sets().items():
                 flags = KERNEL_FLAGS + isa_flags + [f"-DAK_ISA={name}"]
