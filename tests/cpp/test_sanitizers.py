@@ -1,0 +1,46 @@
+"""The C++ test programs, compiled with the address and undefined-behaviour sanitizers for several vector widths.
+
+"wide" is the text of the AVX-512 kernels, bfloat16 products included, on 64-byte vectors the compiler makes out of
+whatever the processor has: their logic is tested on machines that lack the instructions.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPILER = os.environ.get("CXX", "g++")
+FLAGS = (
+    "-std=c++20 -O1 -g -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -Wno-psabi "
+    "-fsanitize=address,undefined -fno-sanitize-recover=all -pthread"
+).split()
+VARIANTS = {
+    "portable": [],
+    "wide": ["-DAK_VECTOR_BYTES=64", "-DAK_EMULATE_BFLOAT16"],
+}
+if "avx2" in Path("/proc/cpuinfo").read_text():
+    VARIANTS["avx2"] = ["-mavx2", "-mfma", "-mbmi2", "-mf16c"]
+if platform.machine() == "x86_64":
+    VARIANTS = {name: flags or ["-march=x86-64-v2"] for name, flags in VARIANTS.items()}
+PROGRAMS = {
+    "test_common": [],
+    "test_solve_affine": ["csrc/cpu/solve_affine.cpp", "csrc/cpu/scratch.cpp"],
+}
+
+pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="needs a C++ compiler")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_program(program: str, variant: str, tmp_path: Path) -> None:
+    binary = tmp_path / program
+    sources = [f"csrc/tests/{program}.cpp", *PROGRAMS[program]]
+    build = [COMPILER, *FLAGS, *VARIANTS[variant], f"-DAK_ISA={variant}", *sources, "-o", str(binary)]
+    built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[-4000:]
+    ran = subprocess.run([binary], capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-4000:]
