@@ -4,21 +4,27 @@
 #include <cstring>
 
 // What each instruction set's objects define (csrc/cpu/solve_*.cpp).
-#define AK_DECLARE_SOLVE(name, Problem)                                                                  \
-  void name(const Problem<float>&, const SolveOptions&, const SolveResult<float>&, const Executor&);     \
+#define AK_DECLARE_SOLVE(name, Problem)                                                              \
+  void name(const Problem<float>&, const SolveOptions&, const SolveResult<float>&, const Executor&); \
   void name(const Problem<double>&, const SolveOptions&, const SolveResult<double>&, const Executor&);
 
-#define AK_DECLARE(isa)                                                             \
-  namespace ak::isa {                                                               \
-  AK_DECLARE_SOLVE(solve_affine, AffineProblem)                                     \
-  TilePlan plan_affine(int64_t, int64_t, int, int, int, int);                       \
-  extern const StepKernels step_kernels;                                           \
-  static const SolveKernels<float> solve_f32{solve_affine};                         \
-  static const SolveKernels<double> solve_f64{solve_affine};                        \
+#define AK_DECLARE(isa)                                                                               \
+  namespace ak::isa {                                                                                 \
+  AK_DECLARE_SOLVE(solve_affine, AffineProblem)                                                       \
+  AK_DECLARE_SOLVE(solve_mlp, MlpProblem)                                                             \
+  AK_DECLARE_SOLVE(solve_mlp_linear, MlpLinearProblem)                                                \
+  AK_DECLARE_SOLVE(solve_gated, GatedProblem)                                                         \
+  AK_DECLARE_SOLVE(solve_gated_linear, GatedLinearProblem)                                            \
+  TilePlan plan_affine(int64_t, int64_t, int, int, int, int);                                         \
+  extern const StepKernels step_kernels;                                                              \
+  static const SolveKernels<float> solve_f32{solve_affine, solve_mlp, solve_mlp_linear, solve_gated,  \
+                                             solve_gated_linear};                                     \
+  static const SolveKernels<double> solve_f64{solve_affine, solve_mlp, solve_mlp_linear, solve_gated, \
+                                              solve_gated_linear};                                    \
   }
 
 #define AK_ENTRY(isa, check) \
-  { #isa, [] { return bool(check); }, &isa::solve_f32, &isa::solve_f64, isa::plan_affine, &isa::step_kernels }
+  {#isa, [] { return bool(check); }, &isa::solve_f32, &isa::solve_f64, isa::plan_affine, &isa::step_kernels}
 
 #if defined(__x86_64__)
 AK_DECLARE(avx512bf16)
@@ -33,8 +39,7 @@ namespace {
 #if defined(__x86_64__)
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl");
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 #endif
 
@@ -42,8 +47,8 @@ const InstructionSet kSets[] = {
 #if defined(__x86_64__)
     AK_ENTRY(avx512bf16, has_avx512() && __builtin_cpu_supports("avx512bf16")),
     AK_ENTRY(avx512, has_avx512()),
-    AK_ENTRY(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                       __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c")),
+    AK_ENTRY(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+                       __builtin_cpu_supports("f16c")),
 #endif
     AK_ENTRY(portable, true),
 };

@@ -12,6 +12,10 @@ using SolveFunction = void (*)(const Problem&, const SolveOptions&, const SolveR
 template <class T>
 struct SolveKernels {
   SolveFunction<AffineProblem<T>, T> affine;
+  SolveFunction<MlpProblem<T>, T> mlp;
+  SolveFunction<MlpLinearProblem<T>, T> mlp_linear;
+  SolveFunction<GatedProblem<T>, T> gated;
+  SolveFunction<GatedLinearProblem<T>, T> gated_linear;
 };
 
 // A shape's plan as the chosen kernels would cut it; element_size 4 or 8.

@@ -76,9 +76,10 @@ struct MlpProblem {
   int activation = 0;
 };
 
-// w = leak * w + skip * t + (q * [W2^T t, once or twice]) W1 + v, t = N^T w
+// The derivative of an MLP cell: w = leak * w + skip * t + (q * [W2^T t, once or twice]) W1 + v, t = N w (adjoint), or
+// w = leak * w + N (skip * w + W2 (q * W1 w)) + v (tangent)
 template <class T>
-struct MlpAdjointProblem {
+struct MlpLinearProblem {
   int64_t rows = 0, dim = 0, hidden = 0;
   const T* w0 = nullptr;
   const T* v = nullptr;
@@ -90,6 +91,7 @@ struct MlpAdjointProblem {
   const T* leak = nullptr;
   T skip{};
   int norm = 0;
+  bool adjoint = true;
 };
 
 // (a_s, a_c) = W z + u; s = sigmoid(a_s); f = (1 - s) * z + s * tanh(a_c)
@@ -101,15 +103,17 @@ struct GatedProblem {
   Matrix<T> weight{};  // [2 dim, dim]
 };
 
-// w = c * w + [q1 * w, q2 * w] W + v
+// The derivative of a gated cell: w = c * w + [q1 * w, q2 * w] W + v (adjoint), or
+// w = c * w + q1 * (W_s w) + q2 * (W_c w) + v (tangent)
 template <class T>
-struct GatedAdjointProblem {
+struct GatedLinearProblem {
   int64_t rows = 0, dim = 0;
   const T* w0 = nullptr;
   const T* v = nullptr;
   const T* q = nullptr;  // [rows, 2 dim]
   const T* c = nullptr;  // [rows, dim]
   Matrix<T> weight{};
+  bool adjoint = true;
 };
 
 // How a fused solve of one shape is cut up; also what `attractor-kernels info --plan` prints.

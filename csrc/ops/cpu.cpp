@@ -30,9 +30,7 @@ const ak::Executor& executor() {
 // Half-precision states are solved in float32.
 ScalarType working_type(ScalarType t) { return t == ScalarType::Double ? t : ScalarType::Float; }
 
-Tensor in_type(const Tensor& t, ScalarType type) {
-  return t.scalar_type() == type ? t : torch::stable::to(t, type);
-}
+Tensor in_type(const Tensor& t, ScalarType type) { return t.scalar_type() == type ? t : torch::stable::to(t, type); }
 
 Tensor rows_of(const Tensor& t, ScalarType type) {
   const Tensor typed = in_type(t, type);
@@ -112,13 +110,11 @@ void with_type(ScalarType type, const Solve& solve) {
     solve(float{});
 }
 
-#define AK_TAIL                                                                                             \
+#define AK_TAIL                                                                                               \
   int64_t solver, int64_t history, double damping, double ridge, double rtol, double atol, int64_t max_steps, \
       int64_t min_steps, bool keep_best, bool trace, bool mixed
-#define AK_OPTIONS                                                                                            \
-  {                                                                                                           \
-    int(solver), int(history), damping, ridge, rtol, atol, int(max_steps), int(min_steps), keep_best, mixed   \
-  }
+#define AK_OPTIONS \
+  {int(solver), int(history), damping, ridge, rtol, atol, int(max_steps), int(min_steps), keep_best, mixed}
 
 Solved solve_affine(Tensor z0, Tensor u, Tensor weight, std::optional<Tensor> leak, std::optional<Tensor> scale,
                     int64_t activation, int64_t pieces, AK_TAIL) {
@@ -129,10 +125,106 @@ Solved solve_affine(Tensor z0, Tensor u, Tensor weight, std::optional<Tensor> le
   Output out(z0, type, options, trace);
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
-    const ak::AffineProblem<T> problem{z0.size(0),      z0.size(1),        data<T>(z0_rows),
-                                       data<T>(u_rows), matrix<T>(w),      data<T>(leak_row),
+    const ak::AffineProblem<T> problem{z0.size(0),          z0.size(1),      data<T>(z0_rows),
+                                       data<T>(u_rows),     matrix<T>(w),    data<T>(leak_row),
                                        data<T>(scale_rows), int(activation), int(pieces)};
     ak::solve_kernels<T>().affine(problem, options, out.pointers<T>(trace), executor());
+  });
+  return out.tensors(z0.scalar_type());
+}
+
+Solved solve_mlp(Tensor z0, Tensor u, Tensor w1, std::optional<Tensor> b1, Tensor w2, std::optional<Tensor> b2,
+                 std::optional<Tensor> leak, double skip, int64_t norm, double norm_eps, int64_t activation, AK_TAIL) {
+  const ak::SolveOptions options AK_OPTIONS;
+  const ScalarType type = working_type(z0.scalar_type());
+  const Tensor z0_rows = rows_of(z0, type), u_rows = rows_of(u, type);
+  const Tensor w1_typed = in_type(w1, type), w2_typed = in_type(w2, type);
+  const auto b1_row = rows_of(b1, type), b2_row = rows_of(b2, type), leak_row = rows_of(leak, type);
+  Output out(z0, type, options, trace);
+  with_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    const ak::MlpProblem<T> problem{.rows = z0.size(0),
+                                    .dim = z0.size(1),
+                                    .hidden = w2.size(1),
+                                    .z0 = data<T>(z0_rows),
+                                    .u = data<T>(u_rows),
+                                    .w1 = matrix<T>(w1_typed),
+                                    .b1 = data<T>(b1_row),
+                                    .w2 = matrix<T>(w2_typed),
+                                    .b2 = data<T>(b2_row),
+                                    .leak = data<T>(leak_row),
+                                    .skip = T(skip),
+                                    .norm = int(norm),
+                                    .norm_eps = T(norm_eps),
+                                    .activation = int(activation)};
+    ak::solve_kernels<T>().mlp(problem, options, out.pointers<T>(trace), executor());
+  });
+  return out.tensors(z0.scalar_type());
+}
+
+template <bool adjoint>
+Solved solve_mlp_linear(Tensor z0, Tensor v, Tensor q, Tensor n, Tensor rinv, Tensor w1, Tensor w2,
+                        std::optional<Tensor> leak, double skip, int64_t norm, AK_TAIL) {
+  const ak::SolveOptions options AK_OPTIONS;
+  const ScalarType type = working_type(z0.scalar_type());
+  const Tensor z0_rows = rows_of(z0, type), v_rows = rows_of(v, type), q_rows = rows_of(q, type);
+  const Tensor n_rows = rows_of(n, type), rinv_row = rows_of(rinv, type);
+  const Tensor w1_typed = in_type(w1, type), w2_typed = in_type(w2, type);
+  const auto leak_row = rows_of(leak, type);
+  Output out(z0, type, options, trace);
+  with_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    const ak::MlpLinearProblem<T> problem{.rows = z0.size(0),
+                                          .dim = z0.size(1),
+                                          .hidden = w2.size(1),
+                                          .w0 = data<T>(z0_rows),
+                                          .v = data<T>(v_rows),
+                                          .q = data<T>(q_rows),
+                                          .n = data<T>(n_rows),
+                                          .rinv = data<T>(rinv_row),
+                                          .w1 = matrix<T>(w1_typed),
+                                          .w2 = matrix<T>(w2_typed),
+                                          .leak = data<T>(leak_row),
+                                          .skip = T(skip),
+                                          .norm = int(norm),
+                                          .adjoint = adjoint};
+    ak::solve_kernels<T>().mlp_linear(problem, options, out.pointers<T>(trace), executor());
+  });
+  return out.tensors(z0.scalar_type());
+}
+
+Solved solve_gated(Tensor z0, Tensor u, Tensor weight, AK_TAIL) {
+  const ak::SolveOptions options AK_OPTIONS;
+  const ScalarType type = working_type(z0.scalar_type());
+  const Tensor z0_rows = rows_of(z0, type), u_rows = rows_of(u, type), w = in_type(weight, type);
+  Output out(z0, type, options, trace);
+  with_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    const ak::GatedProblem<T> problem{
+        .rows = z0.size(0), .dim = z0.size(1), .z0 = data<T>(z0_rows), .u = data<T>(u_rows), .weight = matrix<T>(w)};
+    ak::solve_kernels<T>().gated(problem, options, out.pointers<T>(trace), executor());
+  });
+  return out.tensors(z0.scalar_type());
+}
+
+template <bool adjoint>
+Solved solve_gated_linear(Tensor z0, Tensor v, Tensor q, Tensor c, Tensor weight, AK_TAIL) {
+  const ak::SolveOptions options AK_OPTIONS;
+  const ScalarType type = working_type(z0.scalar_type());
+  const Tensor z0_rows = rows_of(z0, type), v_rows = rows_of(v, type), q_rows = rows_of(q, type);
+  const Tensor c_rows = rows_of(c, type), w = in_type(weight, type);
+  Output out(z0, type, options, trace);
+  with_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    const ak::GatedLinearProblem<T> problem{.rows = z0.size(0),
+                                            .dim = z0.size(1),
+                                            .w0 = data<T>(z0_rows),
+                                            .v = data<T>(v_rows),
+                                            .q = data<T>(q_rows),
+                                            .c = data<T>(c_rows),
+                                            .weight = matrix<T>(w),
+                                            .adjoint = adjoint};
+    ak::solve_kernels<T>().gated_linear(problem, options, out.pointers<T>(trace), executor());
   });
   return out.tensors(z0.scalar_type());
 }
@@ -141,4 +233,10 @@ Solved solve_affine(Tensor z0, Tensor u, Tensor weight, std::optional<Tensor> le
 
 STABLE_TORCH_LIBRARY_IMPL(attractor_kernels, CPU, m) {
   m.impl("solve_affine", TORCH_BOX(&solve_affine));
+  m.impl("solve_mlp", TORCH_BOX(&solve_mlp));
+  m.impl("solve_mlp_adjoint", TORCH_BOX(&solve_mlp_linear<true>));
+  m.impl("solve_mlp_tangent", TORCH_BOX(&solve_mlp_linear<false>));
+  m.impl("solve_gated", TORCH_BOX(&solve_gated));
+  m.impl("solve_gated_adjoint", TORCH_BOX(&solve_gated_linear<true>));
+  m.impl("solve_gated_tangent", TORCH_BOX(&solve_gated_linear<false>));
 }
