@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..backends.reference import step as reference
-from ..options import Anderson, Auto, Picard, Solver
+from ..options import Auto, Picard, Solver
 from ._declare import _LIBRARIES, make_tail
 
 # problems, groups: leading sizes of `history`. trace: [max_steps, problems]. The step reads the iterates before z from
@@ -49,17 +49,20 @@ class StepBuffers(NamedTuple):
     @property
     def status(self) -> Tensor:
         """uint8 [problems], values of `Status`; 255 where a problem still runs."""
-        return self.control[:, 0].to(torch.uint8)
+        return self._result(0, torch.uint8)
 
     @property
     def steps(self) -> Tensor:
         """int32 [problems]."""
-        return self.control[:, 1].to(torch.int32)
+        return self._result(1, torch.int32)
 
     @property
     def residual(self) -> Tensor:
         """float32 [problems]."""
-        return self.control[:, 2].to(torch.float32)
+        return self._result(2, torch.float32)
+
+    def _result(self, column: int, dtype: torch.dtype) -> Tensor:
+        return self.control.new_empty(self.control.shape[0], dtype=dtype).copy_(self.control[:, column])
 
 
 def step_buffers(
