@@ -25,6 +25,12 @@ def test_before_torch(run_python):
     assert (result.returncode, result.stdout.strip()) == (0, "True"), result.stderr
 
 
+def test_import_is_light(run_python):
+    # torch's compiler takes longer to import than torch itself; only who compiles should pay for it.
+    result = run_python("import attractor_kernels; print('torch._dynamo' in sys.modules)")
+    assert (result.returncode, result.stdout.strip()) == (0, "False"), result.stderr
+
+
 def test_with_torch_alone(run_python):
     code = """
 import torch, attractor_kernels as ak
