@@ -32,9 +32,10 @@ def check_int(name: str, value: Any, *, low: int | None = None, high: int | None
     """`value` as an int in [low, high], or an error that names the argument."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
-    if (low is not None and value < low) or (high is not None and value > high):
-        raise ValueError(f"{name} must be {_range(low, high)}, got {value}")
-    return int(value)
+    number = int(value)
+    if (low is not None and number < low) or (high is not None and number > high):
+        raise ValueError(f"{name} must be {_range(low, high)}, got {number}")
+    return number
 
 
 def check_float(name: str, value: Any, *, positive: bool = False) -> float:
@@ -296,7 +297,9 @@ class Unrolled(Gradient):
 def check_solver(name: str, value: Any, extra: str = "") -> Solver:
     if not isinstance(value, (Auto, Anderson, Picard, Broyden)):
         hint = f" (did you mean {value.__name__}()?)" if isinstance(value, type) and issubclass(value, Solver) else ""
-        raise TypeError(f"{name} must be an Auto, Anderson, Picard or Broyden {extra}".rstrip() + f", got {value!r}{hint}")
+        raise TypeError(
+            f"{name} must be an Auto, Anderson, Picard or Broyden {extra}".rstrip() + f", got {value!r}{hint}"
+        )
     return value
 
 

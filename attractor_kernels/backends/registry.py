@@ -98,7 +98,18 @@ def backend_for(op: str, asked: str, device: torch.device, dtype: torch.dtype) -
 
     Raises ValueError where a backend asked for by name cannot.
     """
-    name = _preferred if asked == "auto" else asked
+    key = (op, asked, _preferred, device.type, dtype)
+    name = _chosen.get(key)
+    if name is None:
+        name = _chosen[key] = _choose(op, _preferred if asked == "auto" else asked, device, dtype)
+    return name
+
+
+# Answers of backend_for, which do not change: a library is loaded once, at import.
+_chosen: dict[tuple[str, str, str, str, torch.dtype], str] = {}
+
+
+def _choose(op: str, name: str, device: torch.device, dtype: torch.dtype) -> str:
     if name == "reference":
         return name
     if name != "auto":
@@ -106,6 +117,6 @@ def backend_for(op: str, asked: str, device: torch.device, dtype: torch.dtype) -
     obstacle = cpu.obstacle(op, device, dtype)
     if obstacle is None:
         return "cpu"
-    if name == "cpu" and asked == "cpu":
-        raise ValueError(f"backend 'cpu' cannot run {op}: {obstacle}")
-    return "reference"
+    if name == "auto":
+        return "reference"
+    raise ValueError(f"backend {name!r} cannot run {op}: {obstacle}")

@@ -42,8 +42,8 @@ class Cell(nn.Module, ABC):
         input_dim: size of an input.
     """
 
-    _operator: str
-    _injected: int = 1  # size of u over the size of the state
+    input_weight: nn.Parameter
+    _injected = 1  # size of u over the size of the state
 
     def __init__(self, state_dim: int, input_dim: int, bias: bool) -> None:
         super().__init__()
@@ -62,7 +62,8 @@ class Cell(nn.Module, ABC):
             raise TypeError(f"x must have the cell's dtype {weight.dtype}, got {x.dtype}")
         if x.device != weight.device:
             raise ValueError(f"x must be on the cell's device {weight.device}, got {x.device}")
-        return torch.nn.functional.linear(x, weight, self._input_bias()).to(weight.dtype)
+        u = torch.nn.functional.linear(x, weight, self._input_bias())
+        return u if u.dtype == weight.dtype else u.to(weight.dtype)  # autocast
 
     def bind(self, x: Tensor) -> BoundCell:
         """The map z -> f(z, x) for `fixed_point`, with inject(x) computed once."""
@@ -106,10 +107,10 @@ class Cell(nn.Module, ABC):
         leak = getattr(self, "leak", None)
         if leak is not None:
             room = max(1.0 - float(leak.abs().max()), 0.1)
-        nn.init.orthogonal_(weight, _SPREAD * room)
+        _orthogonal(weight, _SPREAD * room)
 
-    def _input_bias(self) -> Tensor | None:
-        return self.bias  # type: ignore[return-value]
+    @abstractmethod
+    def _input_bias(self) -> Tensor | None: ...
 
     @abstractmethod
     def _bound(self, u: Tensor) -> BoundCell: ...
@@ -133,6 +134,14 @@ def _leak(value: Any, state_dim: int, factory: dict[str, Any]) -> nn.Parameter |
             raise ValueError(f"leak must have shape [{state_dim}], got {list(value.shape)}")
         return nn.Parameter(value.detach().clone().to(**factory))
     return nn.Parameter(torch.full((state_dim,), check_number("leak", value), **factory))
+
+
+def _orthogonal(weight: Tensor, gain: float) -> None:
+    """Drawn in float32, because the factorisation behind it knows no half precision."""
+    if weight.dtype in (torch.float16, torch.bfloat16):
+        weight.copy_(nn.init.orthogonal_(torch.empty_like(weight, dtype=torch.float32), gain))
+    else:
+        nn.init.orthogonal_(weight, gain)
 
 
 def _parameter(*shape: int, **factory: Any) -> nn.Parameter:
@@ -160,8 +169,6 @@ class AffineCell(Cell):
     torch.Size([5, 8])
     """
 
-    _operator = "solve_affine"
-
     def __init__(
         self,
         state_dim: int,
@@ -183,6 +190,9 @@ class AffineCell(Cell):
         self.bias = _parameter(state_dim, **factory) if bias else None
         self.leak = _leak(leak, state_dim, factory)
         self.reset_parameters()
+
+    def _input_bias(self) -> Tensor | None:
+        return self.bias
 
     def _bound(self, u: Tensor) -> BoundCell:
         return BoundCell("solve_affine", self.state_dim, (u, self.weight, self.leak, None), self._constants)
@@ -215,8 +225,6 @@ class MLPCell(Cell):
     >>> cell(torch.zeros(5, 8), torch.randn(5, 3)).shape
     torch.Size([5, 8])
     """
-
-    _operator = "solve_mlp"
 
     def __init__(
         self,
@@ -281,7 +289,6 @@ class GatedCell(Cell):
     torch.Size([5, 8])
     """
 
-    _operator = "solve_gated"
     _injected = 2
 
     def __init__(
@@ -302,7 +309,10 @@ class GatedCell(Cell):
 
     def _reset_weight(self, weight: Tensor) -> None:
         for half in weight.chunk(2):
-            nn.init.orthogonal_(half, _SPREAD)
+            _orthogonal(half, _SPREAD)
+
+    def _input_bias(self) -> Tensor | None:
+        return self.bias
 
     def _bound(self, u: Tensor) -> BoundCell:
         return BoundCell("solve_gated", self.state_dim, (u, self.weight), ())

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from ..info import SolveInfo
 from ..options import Auto, Gradient, Implicit, Solver
 from ..solve.fixed_point import solve
-from ..solve.spec import make_spec
+from ..solve.spec import default_precision, make_spec
 from .cells import Cell
 
 
@@ -77,7 +75,7 @@ class FixedPoint(nn.Module):
         if z0 is None:
             initial_state = getattr(module, "initial_state", torch.zeros_like)
             z0 = initial_state(x)
-        spec = self._full if torch.get_float32_matmul_precision() == "highest" else self._mixed
+        spec = self._full if default_precision() == "full" else self._mixed
         f = module.bind(x) if isinstance(module, Cell) else lambda z: module(z, x)
         z, self.info = solve(f, z0, spec)
         return z

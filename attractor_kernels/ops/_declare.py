@@ -1,4 +1,4 @@
-"""What every operator declaration shares: the two namespaces, the solver arguments, the result, shape checks."""
+"""Declaring a solving operator: its schema, fake, derivative and vmap, once, in two namespaces."""
 
 from __future__ import annotations
 
@@ -10,43 +10,26 @@ import torch
 from torch import Tensor
 
 from ..info import Status
-from ..options import Anderson, Auto, Picard, Solver, check_bool, check_float, check_int
+from ._arguments import TAIL, Tail, make_tail
+
+__all__ = [
+    "NAMESPACE",
+    "OPERATORS",
+    "REFERENCE_NAMESPACE",
+    "AdjointWarning",
+    "Operator",
+    "SolveResult",
+    "Tail",
+    "call",
+    "make_tail",
+    "warn_if_failed",
+]
 
 NAMESPACE = "attractor_kernels"  # compiled kernels where there are some, plain torch elsewhere
 REFERENCE_NAMESPACE = "attractor_kernels_reference"  # plain torch only
 
 _LIBRARIES = [torch.library.Library(name, "FRAGMENT") for name in (NAMESPACE, REFERENCE_NAMESPACE)]
-
-# How a solve is run, at the end of every solving operator's arguments. solver: 0 Picard, 1 Anderson, 2 Auto.
-TAIL = (
-    "int solver, int history, float damping, float ridge, float rtol, float atol, int max_steps, int min_steps, "
-    "bool keep_best, bool trace, bool mixed"
-)
-SOLVED = "(Tensor z, Tensor steps, Tensor residual, Tensor status, Tensor trace)"
-
-
-class Tail(NamedTuple):
-    solver: int
-    history: int
-    damping: float
-    ridge: float
-    rtol: float
-    atol: float
-    max_steps: int
-    min_steps: int
-    keep_best: bool
-    trace: bool
-    mixed: bool
-
-    def options(self) -> Solver:
-        """The solver these arguments stand for."""
-        if self.solver == Picard.code:
-            return Picard(self.damping)
-        return (Anderson if self.solver == Anderson.code else Auto)(self.history, self.damping, self.ridge)
-
-    def adjoint(self) -> Tail:
-        """The same solver for the adjoint equation, whose tolerance is relative to its own solution."""
-        return self._replace(atol=0.0, min_steps=0, keep_best=False, trace=False)
+_SOLVED = "(Tensor z, Tensor steps, Tensor residual, Tensor status, Tensor trace)"
 
 
 class SolveResult(NamedTuple):
@@ -59,35 +42,6 @@ class SolveResult(NamedTuple):
     trace: Tensor  # float32 [max_steps, B], or [0, B] without trace
 
 
-def make_tail(
-    solver: Solver,
-    rtol: float,
-    atol: float,
-    max_steps: int,
-    min_steps: int,
-    keep_best: bool,
-    trace: bool,
-    mixed: bool,
-) -> Tail:
-    """The checked solver arguments of an operator."""
-    if not isinstance(solver, (Picard, Anderson, Auto)):
-        raise TypeError(f"solver must be an Auto, Anderson or Picard, got {solver!r}")
-    max_steps = check_int("max_steps", max_steps, low=1)
-    return Tail(
-        solver.code,
-        getattr(solver, "history", 1),
-        solver.damping,
-        getattr(solver, "ridge", 0.0),
-        check_float("rtol", rtol),
-        check_float("atol", atol),
-        max_steps,
-        check_int("min_steps", min_steps, low=0, high=max_steps),
-        check_bool("keep_best", keep_best),
-        check_bool("trace", trace),
-        check_bool("mixed", mixed),
-    )
-
-
 OPERATORS: dict[str, Operator] = {}  # every solving operator, by name
 
 
@@ -97,8 +51,8 @@ class Operator:
     The first tensor is the start z0 [B, D]; the others are held during the solve.
     """
 
-    def __init__(self, name: str, tensors: str, constants: str, gradients: Callable[..., Any]) -> None:
-        """tensors, constants: as in a schema.
+    def __init__(self, name: str, tensors: str, constants: str, rows: str, gradients: Callable[..., Any]) -> None:
+        """tensors, constants: as in a schema. rows: names of the tensors with a row for each problem.
 
         gradients(namespace, needs, v, z, *held tensors, *constants, tail) returns the gradient of each tensor, None
         where it is not needed (needs: a bool a tensor), and the result of the adjoint solve that `tail` asks for.
@@ -106,15 +60,28 @@ class Operator:
         self.name = name
         OPERATORS[name] = self
         self.tensor_count = tensors.count(",") + 1
+        self.rows = tuple(part.split()[-1] in rows for part in tensors.split(","))
         self.constant_count = constants.count(",") + 1 if constants else 0
         self._gradients = gradients
+        self.overloads: dict[str, Any] = {}  # by namespace
         arguments = ", ".join(part for part in (tensors, constants, TAIL) if part)
         for library in _LIBRARIES:
-            library.define(f"{name}({arguments}) -> {SOLVED}", tags=(torch.Tag.pt2_compliant_tag,))
+            library.define(f"{name}({arguments}) -> {_SOLVED}", tags=(torch.Tag.pt2_compliant_tag,))
+            self.overloads[library.ns] = getattr(getattr(torch.ops, library.ns), name).default
             full_name = f"{library.ns}::{name}"
             torch.library.register_fake(full_name, self._fake, lib=library)
             torch.library.register_autograd(
                 full_name, self._backward_in(library.ns), setup_context=self._save, lib=library
+            )
+            torch.library.register_vmap(full_name, self._vmap_in(library.ns), lib=library)
+            # The identity on a solved z, with the derivative of the solve: an adjoint with a tail of its own, as an
+            # operator for torch.compile.
+            at_name = f"{name}_gradient"
+            library.define(f"{at_name}({arguments}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+            library.impl(at_name, lambda z, *_: z.clone(), "CompositeExplicitAutograd")
+            torch.library.register_fake(f"{library.ns}::{at_name}", lambda z, *_: torch.empty_like(z), lib=library)
+            torch.library.register_autograd(
+                f"{library.ns}::{at_name}", self._backward_in(library.ns), setup_context=self._save, lib=library
             )
 
     def implement(self, kernel: Callable[..., Any]) -> None:
@@ -159,11 +126,12 @@ class Operator:
             z0.new_empty((tail.max_steps if tail.trace else 0, rows), dtype=torch.float32),
         )
 
-    def _save(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def _save(self, ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
         tensors, constants, tail = self.split(inputs)
-        ctx.mark_non_differentiable(*output[1:])
+        z, *rest = (output,) if isinstance(output, Tensor) else output
+        ctx.mark_non_differentiable(*rest)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[0], *tensors[1:])
+        ctx.save_for_backward(z, *tensors[1:])
         ctx.constants = (constants, tail.adjoint())
 
     def _backward_in(self, namespace: str) -> Callable[..., Any]:
@@ -179,11 +147,127 @@ class Operator:
 
         return backward
 
+    def fold(
+        self, size: int, in_dims: Sequence[int | None], arguments: Sequence[Any], solve: Callable[..., SolveResult]
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        """A batch of calls, mapped over in_dims, and the dimensions of the results that it is mapped to.
+
+        Rows are problems, so a batch of row tensors is only more rows; other tensors that differ within the batch
+        take a call each.
+        """
+        n = self.tensor_count
+        dims = [None if t is None else d for t, d in zip(arguments[:n], in_dims[:n], strict=True)]
+        moved = [t if d is None else t.movedim(d, 0) for t, d in zip(arguments[:n], dims, strict=True)]
+        if any(d is not None and not row for d, row in zip(dims, self.rows, strict=True)):
+            singles = [
+                solve(*(t if d is None else t[i] for t, d in zip(moved, dims, strict=True)), *arguments[n:])
+                for i in range(size)
+            ]
+            return tuple(torch.stack(parts) for parts in zip(*singles, strict=True)), (0,) * 5
+        rows = [
+            t if t is None or not row else (t.expand(size, *t.shape) if d is None else t).flatten(0, 1)
+            for t, d, row in zip(moved, dims, self.rows, strict=True)
+        ]
+        z, steps, residual, status, trace = solve(*rows, *arguments[n:])
+        each = [t.unflatten(0, (size, -1)) for t in (z, steps, residual, status)]
+        return (*each, trace.unflatten(1, (size, -1))), (0, 0, 0, 0, 1)
+
+    def _vmap_in(self, namespace: str) -> Callable[..., Any]:
+        def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+            return self.fold(info.batch_size, in_dims, arguments, lambda *a: call(namespace, self.name, *a))
+
+        return vmap
+
+
+class Plan:
+    """What a differentiable call needs besides its tensors; `report` takes the adjoint's result."""
+
+    def __init__(
+        self,
+        operator: Operator,
+        namespace: str,
+        constants: Sequence[Any],
+        tail: Tail,
+        adjoint: Tail,
+        report: Callable[[SolveResult], None] | None = None,
+    ) -> None:
+        self.operator, self.namespace = operator, namespace
+        self.constants, self.tail, self.adjoint = constants, tail, adjoint
+        self.report = report
+
+
+def _solve(plan: Plan, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    with torch._C._AutoDispatchBelowAutograd():
+        return plan.operator.overloads[plan.namespace](*tensors, *plan.constants, *plan.tail)
+
+
+def _remember(ctx: Any, plan: Plan, tensors: Sequence[Tensor | None], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[0], *tensors[1:])
+    ctx.plan = plan
+
+
+def _differentiate(ctx: Any, v: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    plan = ctx.plan
+    needs = ctx.needs_input_grad[1:]
+    if v is None:
+        return (None,) * (1 + len(needs))
+    grads, solved = plan.operator.differentiate(
+        plan.namespace, needs, v, ctx.saved_tensors, plan.constants, plan.adjoint
+    )
+    if plan.report is not None:
+        plan.report(solved)
+    warn_if_failed(solved.status, solved.residual)
+    return (None, *grads)
+
+
+class _Solve(torch.autograd.Function):
+    """An operator and its derivative, with an adjoint that has options and a report of its own."""
+
+    backward = staticmethod(_differentiate)
+
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        output = _solve(plan, tensors)
+        _remember(ctx, plan, tensors, output)
+        return output
+
+
+class _SolveInFunctorch(torch.autograd.Function):
+    """The same in the form that torch.func takes, which costs three times as much to call."""
+
+    backward = staticmethod(_differentiate)
+
+    @staticmethod
+    def forward(plan: Plan, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        return _solve(plan, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        plan, *tensors = inputs
+        _remember(ctx, plan, tensors, output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], plan: Plan, *tensors: Any) -> Any:
+        return plan.operator.fold(info.batch_size, in_dims[1:], tensors, lambda *rows: solve_with(plan, rows))
+
+
+def solve_with(plan: Plan, tensors: Sequence[Tensor | None]) -> SolveResult:
+    """The operator, differentiable as the plan says."""
+    return SolveResult(*(_SolveInFunctorch if in_functorch() else _Solve).apply(plan, *tensors))
+
 
 def call(namespace: str, name: str, *arguments: Any) -> SolveResult:
     """The operator, past its autograd wrapper (which costs more than a small solve) where nothing needs it."""
-    op = getattr(getattr(torch.ops, namespace), name).default
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or in_functorch():
+    operator = OPERATORS[name]
+    op = operator.overloads[namespace]
+    if torch.compiler.is_compiling():
+        return SolveResult(*op(*arguments))
+    if in_functorch():
+        tensors, constants, tail = operator.split(arguments)
+        return solve_with(Plan(operator, namespace, constants, tail, tail.adjoint()), tensors)
+    if torch.is_grad_enabled():
         return SolveResult(*op(*arguments))
     with torch._C._AutoDispatchBelowAutograd():
         return SolveResult(*op(*arguments))
@@ -201,6 +285,8 @@ def warn_if_failed(status: Tensor, residual: Tensor) -> None:
     """Warns of adjoint problems that did not converge, where reading that waits for no device."""
     if type(status) is not Tensor or status.device.type != "cpu" or in_functorch():
         return
+    if not bool(status.any()):  # the usual case, in one operation
+        return
     failed = (status != Status.CONVERGED) & (status != Status.STAGNATED)
     if not bool(failed.any()):
         return
@@ -213,29 +299,3 @@ def warn_if_failed(status: Tensor, residual: Tensor) -> None:
         AdjointWarning,
         stacklevel=2,
     )
-
-
-def check_start(z0: Tensor) -> tuple[int, int]:
-    """The rows and the state size of a checked z0."""
-    if not isinstance(z0, Tensor):
-        raise TypeError(f"z0 must be a Tensor, got {type(z0).__name__}")
-    if z0.dim() != 2:
-        raise ValueError(f"z0 must have shape [B, D], got {list(z0.shape)}")
-    if not z0.dtype.is_floating_point:
-        raise TypeError(f"z0 must have a floating-point dtype, got {z0.dtype}")
-    return z0.shape[0], z0.shape[1]
-
-
-def check_tensors(z0: Tensor, **expected: tuple[Tensor | None, tuple[int, ...]]) -> None:
-    """Raises an error that names the first tensor whose shape, dtype or device is not the expected one."""
-    for name, (tensor, shape) in expected.items():
-        if tensor is None:
-            continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-        if tensor.shape != shape:
-            raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
-        if tensor.dtype != z0.dtype:
-            raise TypeError(f"{name} must have z0's dtype {z0.dtype}, got {tensor.dtype}")
-        if tensor.device != z0.device:
-            raise ValueError(f"{name} must be on z0's device {z0.device}, got {tensor.device}")

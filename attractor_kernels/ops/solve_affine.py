@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..backends.reference import affine
 from ..backends.reference.activations import CODES, IDENTITY, PARTIAL_RELU, SWIGLU
 from ..options import Auto, Solver, check_choice, check_int
-from ._declare import NAMESPACE, Operator, SolveResult, Tail, call, check_start, check_tensors, make_tail
+from ._arguments import Tail, check_start, check_tensors, make_tail
+from ._declare import NAMESPACE, Operator, SolveResult, call
 
 ACTIVATIONS = tuple(name for name, code in CODES.items() if code != SWIGLU)
 
@@ -42,7 +42,8 @@ OPERATOR = Operator(
     "solve_affine",
     "Tensor z0, Tensor u, Tensor weight, Tensor? leak, Tensor? scale",
     "int activation, int pieces",
-    _gradients,
+    rows="z0 u scale",
+    gradients=_gradients,
 )
 
 
@@ -87,6 +88,7 @@ def solve_affine(
     Raises:
         TypeError, ValueError: an argument is not as above; the message names it.
 
+    >>> import torch
     >>> result = solve_affine(torch.zeros(4, 3), torch.ones(4, 3), 0.5 * torch.eye(3))
     >>> bool((result.z - torch.tanh(0.5 * result.z + 1)).abs().max() < 1e-3)
     True

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..backends.reference import gated
 from ..options import Auto, Solver
-from ._declare import NAMESPACE, Operator, SolveResult, Tail, call, check_start, check_tensors, make_tail
+from ._arguments import Tail, check_start, check_tensors, make_tail
+from ._declare import NAMESPACE, Operator, SolveResult, call
 
 
 def _gradients(
@@ -53,8 +54,8 @@ def _linear_gradients(transposed: str) -> Callable[..., Any]:
     return gradients
 
 
-OPERATOR = Operator("solve_gated", "Tensor z0, Tensor u, Tensor weight", "", _gradients)
-_LINEAR = ("Tensor z0, Tensor v, Tensor q, Tensor c, Tensor weight", "")
+OPERATOR = Operator("solve_gated", "Tensor z0, Tensor u, Tensor weight", "", "z0 u", _gradients)
+_LINEAR = ("Tensor z0, Tensor v, Tensor q, Tensor c, Tensor weight", "", "z0 v q c")
 ADJOINT = Operator("solve_gated_adjoint", *_LINEAR, _linear_gradients("solve_gated_tangent"))
 TANGENT = Operator("solve_gated_tangent", *_LINEAR, _linear_gradients("solve_gated_adjoint"))
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..backends.reference import mlp
 from ..backends.reference.activations import CODES, PARTIAL_RELU, SWIGLU
 from ..options import Auto, Solver, check_choice, check_float, check_number
-from ._declare import NAMESPACE, Operator, SolveResult, Tail, call, check_start, check_tensors, make_tail
+from ._arguments import Tail, check_start, check_tensors, make_tail
+from ._declare import NAMESPACE, Operator, SolveResult, call
 
 ACTIVATIONS = tuple(name for name, code in CODES.items() if code != PARTIAL_RELU)
 
@@ -72,11 +72,13 @@ OPERATOR = Operator(
     "solve_mlp",
     "Tensor z0, Tensor u, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? leak",
     "float skip, int norm, float norm_eps, int activation",
-    _gradients,
+    rows="z0 u",
+    gradients=_gradients,
 )
 _LINEAR = (
     "Tensor z0, Tensor v, Tensor q, Tensor n, Tensor rinv, Tensor w1, Tensor w2, Tensor? leak",
     "float skip, int norm",
+    "z0 v q n rinv",
 )
 ADJOINT = Operator("solve_mlp_adjoint", *_LINEAR, _linear_gradients("solve_mlp_tangent"))
 TANGENT = Operator("solve_mlp_tangent", *_LINEAR, _linear_gradients("solve_mlp_adjoint"))
@@ -123,6 +125,7 @@ def solve_mlp(
 
     Dtypes, devices, returned values and errors are as in `solve_affine`.
 
+    >>> import torch
     >>> w1, w2 = 0.5 * torch.eye(3), 0.5 * torch.eye(3)
     >>> result = solve_mlp(torch.zeros(2, 3), torch.ones(2, 3), w1, None, w2)
     >>> torch.allclose(result.z, torch.full((2, 3), 1 / 3), atol=1e-3)

@@ -16,12 +16,15 @@ class BoundCell:
     held: the operator's tensors after z0; the first of them is u [*batch, U], the others do not depend on the input.
     """
 
-    __slots__ = ("constants", "held", "name", "operator", "state_dim")
+    __slots__ = ("constants", "device", "dtype", "held", "name", "operator", "shape")
 
-    def __init__(self, name: str, state_dim: int, held: tuple[Tensor | None, ...], constants: tuple[Any, ...]) -> None:
+    def __init__(self, name: str, state_dim: int, held: tuple[Any, ...], constants: tuple[Any, ...]) -> None:
         self.name = name
         self.operator = OPERATORS[name]
-        self.state_dim = state_dim
+        u: Tensor = held[0]
+        self.shape = (*u.shape[:-1], state_dim)  # of z, as are dtype and device
+        self.dtype = u.dtype
+        self.device = u.device
         self.held = held
         self.constants = constants
 

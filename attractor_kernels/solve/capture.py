@@ -27,7 +27,7 @@ class Captured(NamedTuple):
 def evaluate_and_capture(f: Map, z: Tensor) -> tuple[Tensor, Captured]:
     """f(z), and the tensors besides z that it used and that require gradients."""
     if is_compiled(f):  # it cannot run compiled while it is watched
-        return f(z), Captured((), "f is compiled")
+        return f(z), Captured((), "it is compiled")
     watch = _Watch(z)
     if "torch._dynamo" in sys.modules:
         # Compiled parts hidden inside f have to run as they were written, or they would be compiled anew.
@@ -42,21 +42,25 @@ def evaluate_and_capture(f: Map, z: Tensor) -> tuple[Tensor, Captured]:
 def evaluate_at(f: Map, z: Tensor, captured: Captured) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """f at z with fresh aliases of z and of the captured tensors: f's value, z's alias, their aliases.
 
-    So derivatives with respect to each can be told apart, even where one depends on another.
-    Raises RuntimeError where f's value depends on anything else.
+    So derivatives with respect to each can be told apart, even where one depends on another; whether f's value
+    depends on nothing else, `reaches_only` tells.
     """
     alias = z.view_as(z)
     aliases = tuple(t.view_as(t) for t in captured.tensors)
     with _Substitute({id(t): a for t, a in zip(captured.tensors, aliases, strict=True)}):
         fz = f(alias)
-    if not _reaches_only(fz, (alias, *aliases)):
-        raise RuntimeError("f uses tensors with gradients out of torch's sight, for instance in a custom Function")
     return fz, alias, aliases
 
 
 def depends_on_others(fz: Tensor, leaf: Tensor) -> bool:
     """Whether a tensor with gradients other than `leaf` is behind fz."""
     return any(getattr(node, "variable", leaf) is not leaf for node in _graph(fz, frozenset()))
+
+
+def reaches_only(fz: Tensor, sources: tuple[Tensor, ...]) -> bool:
+    """Whether no tensor with gradients is behind fz that is not behind, or one of, the given ones."""
+    stop = frozenset(source.grad_fn for source in sources)
+    return not any(hasattr(node, "variable") for node in _graph(fz, stop))
 
 
 def is_compiled(f: Any, depth: int = 3) -> bool:
@@ -138,8 +142,3 @@ def _graph(fz: Tensor, stop: frozenset[Any]) -> Iterator[Any]:
         seen.add(node)
         yield node
         pending.extend(following for following, _ in node.next_functions)
-
-
-def _reaches_only(fz: Tensor, sources: tuple[Tensor, ...]) -> bool:
-    stop = frozenset(source.grad_fn for source in sources)
-    return not any(hasattr(node, "variable") for node in _graph(fz, stop))

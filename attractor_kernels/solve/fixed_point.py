@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..info import SolveInfo
-from ..options import Auto, Gradient, Implicit, Solver, Unrolled
+from ..options import Auto, Gradient, Implicit, Neumann, Solver, Unrolled
 from . import gradient as gradients
 from .bound import BoundCell
 from .run import CheckedMap, check_bound, operator_backend, run_map, run_operator
@@ -80,33 +80,36 @@ def fixed_point(
 
 def solve(f: Callable[[Tensor], Tensor] | BoundCell, z0: Tensor, spec: Spec) -> tuple[Tensor, SolveInfo]:
     """`fixed_point` with its options checked."""
-    check_start(z0, spec)
     differentiate = torch.is_grad_enabled()
     if isinstance(f, BoundCell):
         check_bound(f, z0)
+        check_start(z0, spec)
         backend = operator_backend(f, z0, spec)
-        if backend is not None and not (differentiate and isinstance(spec.gradient, Unrolled)):
+        if backend is not None and not (differentiate and _needs_loop(spec)):
             return _solve_bound(f, z0, spec, backend, differentiate and f.needs_gradient(z0))
         checked: Callable[[Tensor], Tensor] = f
     else:
+        check_start(z0, spec)
         checked = CheckedMap(f)
-    return _solve_map(checked, z0, spec, differentiate)
+    if differentiate and torch.compiler.is_compiling():  # the adjoint of an unknown map cannot be traced
+        from .untraced import solve_map_untraced
+
+        return solve_map_untraced(checked, z0, spec)
+    return solve_map(checked, z0, spec, differentiate)
 
 
 def _solve_bound(f: BoundCell, z0: Tensor, spec: Spec, backend: str, differentiate: bool) -> tuple[Tensor, SolveInfo]:
     if not differentiate:
         return run_operator(f, z0, spec, backend)
-    if isinstance(spec.gradient, Implicit) and spec.of_adjoint().tail is not None:
+    if isinstance(spec.gradient, Implicit) and spec.adjoint.tail is not None:
         return gradients.solve_bound(f, z0, spec, backend)
     with torch.no_grad():
         z, info = run_operator(f, z0, spec, backend)
     return gradients.attach(f, z0, z, spec, info), info
 
 
-@torch.compiler.disable
-def _solve_map(
-    f: Callable[[Tensor], Tensor], z0: Tensor, spec: Spec, differentiate: bool
-) -> tuple[Tensor, SolveInfo]:
+def solve_map(f: Callable[[Tensor], Tensor], z0: Tensor, spec: Spec, differentiate: bool) -> tuple[Tensor, SolveInfo]:
+    """Solves for a checked map that no operator knows."""
     if not differentiate:
         return run_map(f, z0, spec)
     if isinstance(spec.gradient, Unrolled):
@@ -114,6 +117,12 @@ def _solve_map(
     with torch.no_grad():
         z, info = run_map(f, z0.detach(), spec)
     return gradients.attach(f, z0, z, spec, info), info
+
+
+def _needs_loop(spec: Spec) -> bool:
+    """Whether this gradient cannot be had from an operator; Neumann's series can, but not traced."""
+    traced = torch.compiler.is_compiling()
+    return isinstance(spec.gradient, Unrolled) or (traced and isinstance(spec.gradient, Neumann))
 
 
 def _spec(key: tuple[Any, ...]) -> Spec:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ..info import SolveInfo
-from ..ops._declare import SolveResult, Tail, call, warn_if_failed
+from ..ops._declare import Plan, SolveResult, call, solve_with, warn_if_failed
 from ..options import Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled
 from .bound import BoundCell
-from .capture import Captured, depends_on_others, evaluate_and_capture, evaluate_at
+from .capture import Captured, depends_on_others, evaluate_and_capture, evaluate_at, reaches_only
 from .run import Map, namespace_of, operator_arguments, operator_info, run_map, run_reference
 from .spec import Spec
 
@@ -63,16 +63,26 @@ def unroll(f: Map, z0: Tensor, spec: Spec) -> tuple[Tensor, SolveInfo]:
 def solve_bound(bound: BoundCell, z0: Tensor, spec: Spec, backend: str) -> tuple[Tensor, SolveInfo]:
     """A bound cell solved by its operator, with the implicit gradient."""
     arguments = operator_arguments(bound, z0, spec)
-    tensors, constants, tail = bound.operator.split(arguments)
-    adjoint = spec.of_adjoint().tail
-    assert adjoint is not None  # the front door sends no others here
     namespace = namespace_of(backend)
-    if torch.compiler.is_compiling() and adjoint == tail.adjoint():
-        result = call(namespace, bound.name, *arguments)
-        return result.z.view(z0.shape), operator_info(result, z0, spec, backend)
-    plan = _Plan(bound, namespace, constants, tail, adjoint)
-    result = SolveResult(*_SolveBound.apply(plan, *tensors))
-    plan.info = info = operator_info(result, z0, spec, backend)
+    tensors, constants, tail = bound.operator.split(arguments)
+    adjoint = spec.adjoint.tail
+    assert adjoint is not None  # the front door sends no others here
+    if torch.compiler.is_compiling():  # which cannot trace what `report` does
+        if adjoint == tail.adjoint():
+            result = call(namespace, bound.name, *arguments)
+            return result.z.view(z0.shape), operator_info(result, z0, spec, backend)
+        with torch.no_grad():
+            result = call(namespace, bound.name, *arguments)
+        attached = getattr(getattr(torch.ops, namespace), f"{bound.name}_gradient").default
+        z = attached(result.z, *tensors[1:], *constants, *adjoint)
+        return z.view(z0.shape), operator_info(result, z0, spec, backend)
+
+    def report(solved: SolveResult) -> None:
+        info.adjoint = info.like(solved.steps, solved.residual, solved.status)
+
+    plan = Plan(bound.operator, namespace, constants, tail, adjoint, report)
+    result = solve_with(plan, tensors)
+    info = operator_info(result, z0, spec, backend)
     return result.z.view(z0.shape), info
 
 
@@ -80,9 +90,7 @@ class _Implicit(torch.autograd.Function):
     """Passes z through; its backward solves the adjoint equation and hands the solution to f(z)'s own backward."""
 
     @staticmethod
-    def forward(
-        ctx: Any, problem: _Problem, z0: Tensor, z: Tensor, fz: Tensor, *captured: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, problem: _Problem, z0: Tensor, z: Tensor, fz: Tensor, *captured: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.problem = problem
         ctx.captured = len(captured)
@@ -91,7 +99,7 @@ class _Implicit(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor | None) -> tuple[Any, ...]:
         problem = ctx.problem
         unused = (None,) * ctx.captured
         if v is None:
@@ -115,7 +123,7 @@ class _Problem:
             (product,) = torch.autograd.grad(self.fz, self.leaf, w, retain_graph=True, allow_unused=True)
             return v if product is None else product + v
 
-        w, info = run_map(adjoint, v, self.spec.of_adjoint())
+        w, info = run_map(adjoint, v, self.spec.adjoint)
         _report(self.info, info)
         return w
 
@@ -125,16 +133,15 @@ class _Problem:
         f is evaluated again at the connected z; the adjoint solution w is the fixed point of a map that depends on
         the same tensors, and is attached to them the same way.
         """
-        try:
-            if self.captured.obstacle is not None:
-                raise RuntimeError(self.captured.obstacle)
+        obstacle = self.captured.obstacle
+        if obstacle is None:
             fz, alias, aliases = evaluate_at(self.f, z, self.captured)
-            _check_repeated(self.fz, fz)
-        except RuntimeError as error:
+            obstacle = _obstacle(self.fz, fz, (alias, *aliases))
+        if obstacle is not None:
             raise RuntimeError(
-                f"fixed_point cannot form a second derivative of this map: {error}. "
+                f"fixed_point cannot form a second derivative of this map: {obstacle}. "
                 "Drop create_graph=True, or use gradient=Unrolled()"
-            ) from error
+            )
         if not fz.requires_grad:
             return (None,) * len(aliases)
 
@@ -144,7 +151,7 @@ class _Problem:
             )
             return v if product is None else product + v
 
-        spec = self.spec.of_adjoint()
+        spec = self.spec.adjoint
         with torch.no_grad():
             w, info = run_map(adjoint, v.detach(), spec)
         _report(self.info, info)
@@ -153,47 +160,6 @@ class _Problem:
         inner = _Problem(adjoint, spec, info, leaf, attached, Captured((), "third derivatives are not supported"))
         w = _Implicit.apply(inner, v, w, attached)
         return torch.autograd.grad(fz, aliases, w, create_graph=True, allow_unused=True)
-
-
-class _Plan:
-    """What a differentiated solve of a bound cell needs besides tensors."""
-
-    def __init__(self, bound: BoundCell, namespace: str, constants: Any, tail: Tail, adjoint: Tail) -> None:
-        self.operator = bound.operator
-        self.namespace = namespace
-        self.constants = constants
-        self.tail = tail
-        self.adjoint = adjoint
-        self.info: SolveInfo | None = None
-
-
-class _SolveBound(torch.autograd.Function):
-    """The operator and its derivative, with the adjoint's own options, and its outcome in info.adjoint."""
-
-    @staticmethod
-    def forward(plan: _Plan, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        return tuple(call(plan.namespace, plan.operator.name, *tensors, *plan.constants, *plan.tail))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        plan, _, *held = inputs
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[0], *held)
-        ctx.plan = plan
-
-    @staticmethod
-    def backward(ctx: Any, v: Tensor | None, *_: Any) -> tuple[Any, ...]:  # type: ignore[override]
-        plan = ctx.plan
-        needs = ctx.needs_input_grad[1:]
-        if v is None:
-            return (None,) * (1 + len(needs))
-        grads, solved = plan.operator.differentiate(
-            plan.namespace, needs, v, ctx.saved_tensors, plan.constants, plan.adjoint
-        )
-        if plan.info is not None:
-            _report(plan.info, plan.info.like(solved.steps, solved.residual, solved.status))
-        return (None, *grads)
 
 
 class _Replace(torch.autograd.Function):
@@ -205,7 +171,7 @@ class _Replace(torch.autograd.Function):
         return z.view_as(z)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
         _refuse_second_derivative(ctx.mode)
         return None, torch.zeros_like(v) if ctx.needs_input_grad[1] else None, None, v
 
@@ -219,7 +185,7 @@ class _Neumann(torch.autograd.Function):
         return z.view_as(z)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
         mode = ctx.spec.gradient
         _refuse_second_derivative(mode)
         w = term = v
@@ -251,12 +217,15 @@ def _refuse_second_derivative(mode: Gradient) -> None:
         )
 
 
-def _check_repeated(before: Tensor, after: Tensor) -> None:
-    """f evaluated again has to give the same value, or a derivative would belong to another map."""
+def _obstacle(before: Tensor, after: Tensor, sources: tuple[Tensor, ...]) -> str | None:
+    """Why f evaluated again cannot stand for f as it was solved; None if it can."""
+    if not reaches_only(after, sources):
+        return "it uses tensors with gradients out of torch's sight, for instance in a custom Function"
     tolerance = torch.finfo(before.dtype).eps ** 0.5
     change = torch.linalg.vector_norm((before - after).detach().float())
     if bool(change > tolerance * torch.linalg.vector_norm(before.detach().float())):
-        raise RuntimeError("evaluated again, f gave another value (is it random, or were its parameters changed?)")
+        return "evaluated again, it gave another value (is it random, or were its parameters changed?)"
+    return None
 
 
 def _report(info: SolveInfo | None, adjoint: SolveInfo) -> None:

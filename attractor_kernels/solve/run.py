@@ -11,7 +11,7 @@ from torch import Tensor
 from ..backends import registry
 from ..backends.reference import loop as reference
 from ..info import SolveInfo
-from ..ops._declare import SolveResult, call
+from ..ops._declare import SolveResult, call, in_functorch
 from .bound import BoundCell
 from .loop import loop_backend, run_loop
 from .spec import Spec
@@ -30,7 +30,8 @@ class CheckedMap:
         self.f = f
 
     def __call__(self, z: Tensor) -> Tensor:
-        version = None if z.is_inference() else z._version
+        counted = not (torch.compiler.is_compiling() or z.is_inference())
+        version = z._version if counted else 0
         fz: Any = self.f(z)
         if not isinstance(fz, Tensor):
             raise TypeError(f"f must return a Tensor, got {type(fz).__name__}")
@@ -40,7 +41,7 @@ class CheckedMap:
             raise TypeError(f"f must return z's dtype {z.dtype}, got {fz.dtype}; cast what f returns, or z0")
         if fz.device != z.device:
             raise ValueError(f"f must return a tensor on z's device {z.device}, got {fz.device}")
-        if version is not None and z._version != version:
+        if counted and z._version != version:
             raise ValueError("f must not modify z in place")
         return fz
 
@@ -51,9 +52,7 @@ def run_map(f: Map, z0: Tensor, spec: Spec) -> tuple[Tensor, SolveInfo]:
     return run_reference(f, z0, spec) if backend == "reference" else run_loop(f, z0, spec, backend)
 
 
-def run_reference(
-    f: Map, z0: Tensor, spec: Spec, constant_until: Tensor | None = None
-) -> tuple[Tensor, SolveInfo]:
+def run_reference(f: Map, z0: Tensor, spec: Spec, constant_until: Tensor | None = None) -> tuple[Tensor, SolveInfo]:
     """The plain torch loop; differentiable where grad mode is on."""
     shape = z0.shape
     batch, groups = shape[: spec.batch_ndim], shape[spec.batch_ndim : spec.mixing_ndim]
@@ -85,17 +84,17 @@ def operator_backend(bound: BoundCell, z0: Tensor, spec: Spec) -> str | None:
 
 def check_bound(bound: BoundCell, z0: Tensor) -> None:
     """Raises where z0 is no state of this bound cell."""
-    u = bound.held[0]
-    assert u is not None
-    if z0.dim() == 0 or z0.shape[-1] != bound.state_dim or z0.shape[:-1] != u.shape[:-1]:
+    if not isinstance(z0, Tensor):
+        raise TypeError(f"z0 must be a Tensor, got {type(z0).__name__}")
+    if z0.shape != bound.shape:
         raise ValueError(
-            f"z0 must have shape {[*u.shape[:-1], bound.state_dim]}, from the input the cell is bound to and its "
-            f"state size, got {list(z0.shape)}"
+            f"z0 must have shape {list(bound.shape)}, from the input the cell is bound to and its state size, "
+            f"got {list(z0.shape)}"
         )
-    if z0.dtype != u.dtype:
-        raise TypeError(f"z0 must have the bound cell's dtype {u.dtype}, got {z0.dtype}")
-    if z0.device != u.device:
-        raise ValueError(f"z0 must be on the bound cell's device {u.device}, got {z0.device}")
+    if z0.dtype != bound.dtype:
+        raise TypeError(f"z0 must have the bound cell's dtype {bound.dtype}, got {z0.dtype}")
+    if z0.device != bound.device:
+        raise ValueError(f"z0 must be on the bound cell's device {bound.device}, got {z0.device}")
 
 
 def as_rows(t: Tensor) -> Tensor:
@@ -121,6 +120,12 @@ def operator_info(result: SolveResult, z0: Tensor, spec: Spec, backend: str) -> 
 
 
 def run_operator(bound: BoundCell, z0: Tensor, spec: Spec, backend: str) -> tuple[Tensor, SolveInfo]:
-    """Solves a bound cell by one operator; z0 [*batch, D]."""
-    result = call(namespace_of(backend), bound.name, *operator_arguments(bound, z0, spec))
-    return result.z.view(z0.shape), operator_info(result, z0, spec, backend)
+    """Solves a bound cell by one operator; z0 [*batch, D]. For small solves this is the whole cost: no detours."""
+    if z0.dim() != 2 or torch.compiler.is_compiling() or in_functorch():
+        result = call(namespace_of(backend), bound.name, *operator_arguments(bound, z0, spec))
+        return result.z.view(z0.shape), operator_info(result, z0, spec, backend)
+    assert spec.tail is not None
+    op = bound.operator.overloads[namespace_of(backend)]
+    with torch._C._AutoDispatchBelowAutograd():
+        z, steps, residual, status, trace = op(z0, *bound.held, *bound.constants, *spec.tail)
+    return z, SolveInfo(steps, residual, status, trace if spec.trace else None, backend)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backends import registry
-from ..ops._declare import Tail
+from ..ops._arguments import Tail
 from ..options import (
     Broyden,
     Gradient,
@@ -24,6 +24,16 @@ from ..options import (
 )
 
 PRECISIONS = ("full", "mixed")
+
+
+def default_precision() -> str:
+    """What precision=None stands for now."""
+    return "full" if torch.get_float32_matmul_precision() == "highest" else "mixed"
+
+
+# As torch.compiler.assume_constant_result does, which would load the compiler (seconds) for everybody. The compiler
+# guards the setting itself.
+default_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -43,26 +53,12 @@ class Spec:
     mixed: bool
     backend: str
     tail: Tail | None  # the same for an operator; None where the operators lack the solver
+    of_adjoint: Spec | None  # None: the adjoint equation is solved like this
 
-    def of_adjoint(self) -> Spec:
+    @property
+    def adjoint(self) -> Spec:
         """How to solve the adjoint equation: relative to its own solution, in the forward's way unless told."""
-        implicit = self.gradient if isinstance(self.gradient, Implicit) else Implicit()
-        solver = self.solver if implicit.solver is None else implicit.solver
-        rtol = self.rtol if implicit.rtol is None else implicit.rtol
-        max_steps = self.max_steps if implicit.max_steps is None else implicit.max_steps
-        return _with_tail(
-            replace(
-                self,
-                solver=solver,
-                gradient=Implicit(),
-                rtol=rtol,
-                atol=0.0,
-                max_steps=max_steps,
-                min_steps=0,
-                keep_best=False,
-                trace=False,
-            )
-        )
+        return self if self.of_adjoint is None else self.of_adjoint
 
 
 def make_spec(
@@ -87,10 +83,10 @@ def make_spec(
         if mixing_ndim < batch_ndim:
             raise ValueError(f"mixing_ndim must be at least batch_ndim ({batch_ndim}), got {mixing_ndim}")
     if precision is None:
-        precision = "full" if torch.get_float32_matmul_precision() == "highest" else "mixed"
+        precision = default_precision()
     backend = check_choice("backend", backend, registry.BACKENDS)
     registry.require_usable("backend", backend)
-    return _with_tail(
+    spec = _with_tail(
         Spec(
             solver=check_solver("solver", solver),
             gradient=check_gradient("gradient", gradient),
@@ -105,6 +101,25 @@ def make_spec(
             mixed=check_choice("precision", precision, PRECISIONS) == "mixed",
             backend=backend,
             tail=None,
+            of_adjoint=None,
+        )
+    )
+    return replace(spec, of_adjoint=_of_adjoint(spec))
+
+
+def _of_adjoint(spec: Spec) -> Spec:
+    implicit = spec.gradient if isinstance(spec.gradient, Implicit) else Implicit()
+    return _with_tail(
+        replace(
+            spec,
+            solver=spec.solver if implicit.solver is None else implicit.solver,
+            gradient=Implicit(),
+            rtol=spec.rtol if implicit.rtol is None else implicit.rtol,
+            atol=0.0,
+            max_steps=spec.max_steps if implicit.max_steps is None else implicit.max_steps,
+            min_steps=0,
+            keep_best=False,
+            trace=False,
         )
     )
 
@@ -135,7 +150,7 @@ def check_start(z0: Any, spec: Spec) -> None:
         raise TypeError(f"z0 must be a Tensor, got {type(z0).__name__}")
     if not z0.dtype.is_floating_point:
         raise TypeError(f"z0 must have a floating-point dtype, got {z0.dtype}")
-    if z0.dim() < spec.batch_ndim:
-        raise ValueError(f"batch_ndim must be at most z0's {z0.dim()} dimensions, got {spec.batch_ndim}")
     if z0.dim() < spec.mixing_ndim:
+        if z0.dim() < spec.batch_ndim:
+            raise ValueError(f"batch_ndim must be at most z0's {z0.dim()} dimensions, got {spec.batch_ndim}")
         raise ValueError(f"mixing_ndim must be at most z0's {z0.dim()} dimensions, got {spec.mixing_ndim}")

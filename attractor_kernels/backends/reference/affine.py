@@ -15,6 +15,7 @@ so the family is closed under differentiation and derivatives of every order com
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .activations import activate, derivative
@@ -39,7 +40,7 @@ def slope(
     z: Tensor, u: Tensor, weight: Tensor, scale: Tensor | None, activation: int, pieces: int
 ) -> tuple[Tensor | None, Tensor]:
     """phi(a) (None unless dL/dscale needs it) and d [B, D]."""
-    a = z @ weight.mT + u
+    a = torch.addmm(u, z, weight.mT)
     d = derivative(activation, a, pieces)
     return (None, d) if scale is None else (activate(activation, a, pieces), scale * d)
 

@@ -12,7 +12,6 @@ from ...ops._declare import OPERATORS, Operator
 from . import affine, gated, mlp
 from .loop import solve
 
-
 # f(z, *held tensors, *constants) of each operator
 MAPS: dict[str, Callable[..., Tensor]] = {
     "solve_affine": affine.forward,
