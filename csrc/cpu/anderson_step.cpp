@@ -40,9 +40,11 @@ class Step {
       : p_(problem),
         o_(options),
         chunks_(step_chunks(problem.entries)),
-        context_{problem, options,
+        context_{problem,
+                 options,
                  {options.rtol, options.atol, kEpsilon<T>, options.max_steps, options.min_steps},
-                 kStepPivotFloor<T>, chunks_} {}
+                 kStepPivotFloor<T>,
+                 chunks_} {}
 
   void run(const Executor& executor) {
     *p_.active = 0;
@@ -119,7 +121,9 @@ class Step {
     in.z = z() + r.offset;
     in.fz = fz() + r.offset;
     in.entries = r.entries;
-    in.scale = s.phase == kFresh ? first_scale<T>(in.fz, r.entries) : sizeof(Wide<T>) == sizeof(double) ? Wide<T>(1) : Wide<T>(s.scale);
+    in.scale = s.phase == kFresh                   ? first_scale<T>(in.fz, r.entries)
+               : sizeof(Wide<T>) == sizeof(double) ? Wide<T>(1)
+                                                   : Wide<T>(s.scale);
     double* const sums = row.sums(g, chunk);
     if (watches_residual(s, o_)) {
       in.before = out() + r.offset;

@@ -34,14 +34,14 @@ struct ProblemState {
   Progress<double> progress;
   AutoState<double> choice;
   double previous_r2;
-  double level;       // lowest |g|^2 since the history was last cleared
-  double scale;       // of the products of the next first sweep
+  double level;  // lowest |g|^2 since the history was last cleared
+  double scale;  // of the products of the next first sweep
   int phase;
-  int newest;         // ring slot of the last step; negative: the ring is empty
-  bool best_saved;    // the best iterate is in `best`; otherwise it was the last one before z
+  int newest;       // ring slot of the last step; negative: the ring is empty
+  bool best_saved;  // the best iterate is in `best`; otherwise it was the last one before z
   // The step in progress:
-  bool save_best;     // first copy `out` to `best`
-  bool enter;         // first put the last plain step into the ring
+  bool save_best;  // first copy `out` to `best`
+  bool enter;      // first put the last plain step into the ring
   int write;
 };
 
@@ -65,7 +65,7 @@ class ControlRow {
   StepResult& result() { return *reinterpret_cast<StepResult*>(row_); }
   ProblemState& state() { return *reinterpret_cast<ProblemState*>(row_ + kResultDoubles); }
   GroupState& group(int64_t g) { return *reinterpret_cast<GroupState*>(at(g)); }
-  double* weights(int64_t g) { return at(g) + 1; }       // from the oldest difference used to the newest
+  double* weights(int64_t g) { return at(g) + 1; }        // from the oldest difference used to the newest
   double* gram(int64_t g) { return at(g) + 1 + slots_; }  // [slots, slots]
   double* sums(int64_t g, int64_t chunk) { return sums_ + (g * chunks_ + chunk) * chunk_doubles(slots_); }
   // Whether the chunk's part of the next iterate is finite, after the second sweep.
@@ -108,8 +108,10 @@ inline void finish(const StepContext& c, ControlRow& row, Status status, double 
   const bool failed = status == kDiverged || status == kNonfinite;
   const bool best = (failed || c.options.keep_best) && s.progress.best_f2 >= 0;
   const bool best_is_current = s.progress.best_step == s.progress.steps;
-  if (!best || best_is_current) s.write = kCurrent;
-  else s.write = s.best_saved ? kBest : kNothing;
+  if (!best || best_is_current)
+    s.write = kCurrent;
+  else
+    s.write = s.best_saved ? kBest : kNothing;
   s.phase = kEnded;
   row.result() = {double(status), double(best ? s.progress.best_step : s.progress.steps),
                   best ? relative_residual(s.progress.best_r2, s.progress.best_f2) : relative_residual(r2, f2)};

@@ -21,13 +21,13 @@ template <class T>
 struct SumsInput {
   const T* z;
   const T* fz;
-  const T* before;       // g_before, or where `inverse_damping` is set, the iterate before z; null at the first step
+  const T* before;          // g_before, or where `inverse_damping` is set, the iterate before z; null at the first step
   Wide<T> inverse_damping;  // of the plain step that led to z: g_before = (z - before) * inverse_damping
-  T* g;                  // where g is kept, or null
+  T* g;                     // where g is kept, or null
   const T* ring[kMaxHistory + 1];  // old residuals from the oldest to g_before
-  int differences;       // between them
+  int differences;                 // between them
   int64_t entries;
-  Wide<T> scale;         // a power of two: products are formed of g, d and f times it, so that none vanishes
+  Wide<T> scale;  // a power of two: products are formed of g, d and f times it, so that none vanishes
 };
 
 template <class W>
@@ -201,9 +201,9 @@ struct CombineInput {
   const T* z;
   const T* fz;
   Wide<T> damping;
-  T* h;    // where h = z + damping (f(z) - z) is kept, or null
-  T* out;  // may hold what fz or z points to: entries are read before they are written
-  const T* ring[kMaxHistory];    // old h from the oldest used on
+  T* h;                         // where h = z + damping (f(z) - z) is kept, or null
+  T* out;                       // may hold what fz or z points to: entries are read before they are written
+  const T* ring[kMaxHistory];   // old h from the oldest used on
   Wide<T> weight[kMaxHistory];  // of ring[j + 1] - ring[j], the last of h - ring[differences - 1]
   int differences;
   int64_t entries;

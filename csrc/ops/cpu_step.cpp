@@ -123,7 +123,7 @@ Tensor residual_norm(const Tensor& z, const Tensor& fz, int64_t batch_ndim) {
   check_state(fz_rows, "fz", type, z.numel());
   const Tensor squares = torch::stable::new_empty(z, {problems * chunks, 2}, ScalarType::Double);
   double* const sums = static_cast<double*>(squares.mutable_data_ptr());
-  const ak::ResidualProblem p{state_type(type),          problems, entries, z_rows.const_data_ptr(),
+  const ak::ResidualProblem p{state_type(type),         problems, entries, z_rows.const_data_ptr(),
                               fz_rows.const_data_ptr(), sums};
   ak::instruction_set().step->residual_norm(p, torch_executor());
   if (wide)

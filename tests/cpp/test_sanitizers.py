@@ -28,6 +28,7 @@ if platform.machine() == "x86_64":
     VARIANTS = {name: flags or ["-march=x86-64-v2"] for name, flags in VARIANTS.items()}
 PROGRAMS = {
     "test_common": [],
+    "test_anderson_step": ["csrc/cpu/anderson_step.cpp"],
     "test_solve_affine": ["csrc/cpu/solve_affine.cpp", "csrc/cpu/scratch.cpp"],
 }
 
