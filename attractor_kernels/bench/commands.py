@@ -132,7 +132,7 @@ def bench(
         families=choices("family", family, FAMILIES),
         cells=tuple(name for name in cells if name != "callable"),
         dtypes=choices("dtype", dtype, tuple(DTYPES)),
-        passes=choices("pass", which, PASSES),
+        passes=choices("pass", which, PASSES) if which else None,
         solvers=choices("solver", solver or ["auto"], tuple(SOLVERS)),
         precisions=choices("precision", precision, PRECISIONS),
         baselines=names,
@@ -186,8 +186,8 @@ def profile(
 
 @app.command()
 def demo(
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of training.")] = 16,
-    state: Annotated[int, typer.Option(min=16, help="Size of the state.")] = 256,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of training.")] = 12,
+    state: Annotated[int, typer.Option(min=16, help="Size of the state.")] = 512,
     batch: Annotated[int, typer.Option(min=8, max=1024, help="Size of a batch.")] = 128,
     threads: Threads = None,
     output: OutputFolder = None,

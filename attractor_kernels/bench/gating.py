@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from .contenders import Contender, Runner, Unavailable
-from .gate import TOLERANCE, check
+from .gate import check
 from .results import Entry, Row
 from .timing import measure
 
@@ -23,10 +24,13 @@ def admit(contender: Contender, problem: Any, which: str, steps: int, row: Row) 
     entry.facts = runner.facts
     if runner.results is None:
         return runner
-    verdict = check(runner.results(runner.call()), problem.expected(which))
+    start = time.perf_counter()
+    returned = runner.call()
+    runner.hint = time.perf_counter() - start
+    verdict = check(runner.results(returned), problem.expected(which), *contender.tolerances)
     entry.error, entry.worst_row = _finite(verdict.error), _finite(verdict.worst_row)
     if not verdict.passed:
-        entry.why = f"wrong: {verdict.worst} is {verdict.error:.1e} off, more than {TOLERANCE:.0e}"
+        entry.why = f"wrong: {verdict.worst} is {verdict.error:.1e} off, more than {verdict.limit:.0e}"
         return None
     return runner
 
@@ -34,7 +38,8 @@ def admit(contender: Contender, problem: Any, which: str, steps: int, row: Row) 
 def time_entries(row: Row, runners: Mapping[str, Runner | None], budget: float, min_repeats: int) -> None:
     """Times those who were admitted, and writes it into the row."""
     calls = {name: runner.call for name, runner in runners.items() if runner is not None}
-    for name, timing in measure(calls, budget, min_repeats=min_repeats).items():
+    hints = {name: r.hint for name, r in runners.items() if r is not None and r.hint is not None}
+    for name, timing in measure(calls, budget, hints=hints, min_repeats=min_repeats).items():
         entry = row.entries[name]
         entry.seconds, entry.low, entry.high = timing.median, timing.low, timing.high
         entry.repeats, entry.calls = timing.repeats, timing.calls

@@ -93,7 +93,8 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def _cpu_info() -> dict[str, Any]:
-    model, flags = platform.processor() or platform.machine(), []
+    model = platform.processor() or platform.machine()
+    flags: list[str] = []
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -47,10 +47,10 @@ class Map(ABC):
         """Floating-point operations in the products of one step of one row."""
 
     @abstractmethod
-    def make_cell(self, leaves: dict[str, Tensor]) -> tuple[torch.nn.Module, dict[str, Tensor]]:
+    def make_cell(self, leaves: dict[str, Tensor]) -> tuple[nn.Cell, dict[str, Tensor]]:
         """The cell that is this map, and its parameters by the names used here."""
 
-    def linear_cell(self, leaves: dict[str, Tensor]) -> torch.nn.Module | None:
+    def linear_cell(self, leaves: dict[str, Tensor]) -> nn.Cell | None:
         """The same cell with the identity for its activation, or None where it has no such form."""
         return None
 
@@ -90,27 +90,27 @@ class AffineMap(Map):
     def flops(self, dim: int) -> int:
         return 2 * dim * dim
 
-    def make_cell(self, leaves: dict[str, Tensor]) -> tuple[torch.nn.Module, dict[str, Tensor]]:
+    def make_cell(self, leaves: dict[str, Tensor]) -> tuple[nn.Cell, dict[str, Tensor]]:
         return self._cell(leaves, "tanh")
 
-    def linear_cell(self, leaves: dict[str, Tensor]) -> torch.nn.Module | None:
+    def linear_cell(self, leaves: dict[str, Tensor]) -> nn.Cell | None:
         return self._cell(leaves, "identity")[0]
 
-    def _cell(self, leaves: dict[str, Tensor], activation: str) -> tuple[torch.nn.Module, dict[str, Tensor]]:
+    def _cell(self, leaves: dict[str, Tensor], activation: str) -> tuple[nn.Cell, dict[str, Tensor]]:
         dim = leaves["weight"].shape[0]
         cell = nn.AffineCell(dim, 1, activation=activation, bias=False)
         return cell, load(cell, leaves, {"weight": "weight"})
 
 
 class MLPMap(Map):
-    """f = W2 tanh(W1 (z + u)), hidden size 2 D: W1 has orthonormal columns and W2 = W W1^T, so f' = W near 0."""
+    """f = W2 tanh(W1 (z + u)), W1 orthogonal and W2 = W W1^T, so that f' = W near 0."""
 
     cell = "mlp"
 
     def parameters(self, matrix: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         dim = matrix.shape[0]
-        w1, _ = torch.linalg.qr(torch.randn(2 * dim, dim, generator=generator, dtype=torch.float64))
-        return {"w1": w1, "w2": matrix @ w1.T}  # [2 D, D], [D, 2 D]
+        w1, _ = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
+        return {"w1": w1, "w2": matrix @ w1.T}  # [D, D] both
 
     def step(self, u: Tensor, parameters: dict[str, Tensor]) -> Step:
         w1_t, w2_t = parameters["w1"].T, parameters["w2"].T
@@ -126,15 +126,15 @@ class MLPMap(Map):
         return lambda z: jnp.tanh((z + u) @ parameters["w1"].T) @ parameters["w2"].T
 
     def flops(self, dim: int) -> int:
-        return 8 * dim * dim
+        return 4 * dim * dim
 
-    def make_cell(self, leaves: dict[str, Tensor]) -> tuple[torch.nn.Module, dict[str, Tensor]]:
+    def make_cell(self, leaves: dict[str, Tensor]) -> tuple[nn.Cell, dict[str, Tensor]]:
         return self._cell(leaves, "tanh")
 
-    def linear_cell(self, leaves: dict[str, Tensor]) -> torch.nn.Module | None:
+    def linear_cell(self, leaves: dict[str, Tensor]) -> nn.Cell | None:
         return self._cell(leaves, "identity")[0]
 
-    def _cell(self, leaves: dict[str, Tensor], activation: str) -> tuple[torch.nn.Module, dict[str, Tensor]]:
+    def _cell(self, leaves: dict[str, Tensor], activation: str) -> tuple[nn.Cell, dict[str, Tensor]]:
         hidden, dim = leaves["w1"].shape
         cell = nn.MLPCell(dim, 1, hidden_dim=hidden, activation=activation, bias=False, skip=0.0, norm="none")
         return cell, load(cell, leaves, {"w1": "w1", "w2": "w2"})
@@ -182,7 +182,7 @@ class GatedMap(Map):
     def flops(self, dim: int) -> int:
         return 4 * dim * dim
 
-    def make_cell(self, leaves: dict[str, Tensor]) -> tuple[torch.nn.Module, dict[str, Tensor]]:
+    def make_cell(self, leaves: dict[str, Tensor]) -> tuple[nn.Cell, dict[str, Tensor]]:
         dim = leaves["weight"].shape[1]
         cell = nn.GatedCell(dim, 1, bias=False)
         return cell, load(cell, leaves, {"weight": "weight"})

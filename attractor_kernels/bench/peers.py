@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .cases import MAX_STEPS, RTOL, Problem
 from .contenders import COMPILED, FLOOR, NAIVE, Contender, Runner, Unavailable, differentiable, without_gradients
+from .gate import LOOSE_TOLERANCE, TOLERANCE
 
 
 def require_torchdeq() -> Any:
@@ -128,6 +129,7 @@ ANDERSON = Contender(
     "torchdeq's anderson, same relative tolerance; with gradients get_deq(ift=True)",
     ("forward", "forward+backward"),
     _torchdeq_forward("anderson"),
+    tolerances=(TOLERANCE, LOOSE_TOLERANCE),
 )
 JAX = Contender("jax", "jax.jit of lax.while_loop with a residual test per step", ("forward",), _build_jax)
 

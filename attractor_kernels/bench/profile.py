@@ -26,10 +26,10 @@ import torch
 import attractor_kernels as ak
 
 from .cases import MAX_STEPS, RTOL, Case, Problem
-from .contenders import SOLVERS, bound_cell, unrolled
+from .contenders import SOLVERS, Unavailable, bound_cell, unrolled
 from .counts import Calls, count
 from .machine import facts_module
-from .peers import FIXED_POINT_ITER, Unavailable
+from .peers import FIXED_POINT_ITER
 from .timing import measure
 
 

@@ -19,15 +19,23 @@ SHORT_BASELINES = ("naive", "floor")
 HEADLINE = ("affine", "float32")
 
 
+def headline(case: Case) -> bool:
+    return (case.cell, case.dtype) == HEADLINE
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. `baselines` None: all of them for the headline cell and dtype, naive and floor elsewhere."""
+    """What to measure.
+
+    baselines None: all of them for the headline cell and dtype, naive and floor elsewhere. passes None: likewise, all
+    of them and, elsewhere, all but the backward solve alone.
+    """
 
     shapes: Sequence[tuple[int, int]] = SHAPES
     families: Sequence[str] = FAMILIES
     cells: Sequence[str] = CELLS
     dtypes: Sequence[str] = tuple(DTYPES)
-    passes: Sequence[str] = PASSES
+    passes: Sequence[str] | None = None
     solvers: Sequence[str] = ("auto",)
     precisions: Sequence[str] = PRECISIONS
     baselines: Sequence[str] | None = None
@@ -45,8 +53,13 @@ class Plan:
                 for family in self.families:
                     for batch, dim in self.shapes:
                         case = Case(cell, family, batch, dim, dtype)
-                        found += [(case, which) for which in self.passes]
+                        found += [(case, which) for which in self.passes_of(case)]
         return found
+
+    def passes_of(self, case: Case) -> Sequence[str]:
+        if self.passes is not None:
+            return self.passes
+        return PASSES if headline(case) else tuple(which for which in PASSES if which != "backward")
 
     def contenders(self, case: Case, which: str) -> list[Contender]:
         # bfloat16 products are for float32 data; at float64 there is nothing to mix.
@@ -54,11 +67,11 @@ class Plan:
         mine = [ours(solver, precision) for solver in self.solvers for precision in precisions]
         names = self.baselines
         if names is None:
-            names = tuple(BASELINES) if (case.cell, case.dtype) == HEADLINE else SHORT_BASELINES
+            names = tuple(BASELINES) if headline(case) else SHORT_BASELINES
         return [c for c in (*mine, *(BASELINES[name] for name in names)) if which in c.passes]
 
     def budget(self, case: Case) -> float:
-        return self.seconds if (case.cell, case.dtype) == HEADLINE else self.seconds / 2.5
+        return self.seconds if headline(case) else self.seconds / 2.5
 
 
 @dataclass
@@ -85,7 +98,7 @@ def run(plan: Plan, watcher: Watcher | None = None) -> Report:
     watcher = watcher or Watcher()
     cases = plan.cases()
     report = new_report({"rtol": RTOL, "gate": TOLERANCE, "seconds_per_case": plan.seconds})
-    loops = list(CALLABLES.values()) if plan.callables and "forward" in plan.passes else []
+    loops = list(CALLABLES.values()) if plan.callables and "forward" in (plan.passes or PASSES) else []
     watcher.start(len(cases) + len(loops))
     problem: Problem | None = None
     for case, which in cases:

@@ -129,8 +129,8 @@ def step_cost_lines(report: Report) -> list[str]:
 def machine_line(report: Report) -> str:
     where, versions = report.machine, report.versions
     parts = [
-        f"{where['cpu']}, {where['threads']} threads",
-        f"kernels {where['instruction_set'] or 'not built'}",
+        f"{where['cpu']}, {where['threads']} thread{'s' if where['threads'] != 1 else ''}",
+        f"kernels {where['instruction_set'] or 'unknown'}",
         *(f"{name} {versions[name]}" for name in ("torch", "torchdeq", "jax") if name in versions),
         f"commit {report.commit}",
         report.date,

@@ -14,6 +14,7 @@ Call = Callable[[], Any]
 
 MIN_REPEATS = 5
 MAX_REPEATS = 101
+SLOW_REPEATS = 3
 # A sample lasts at least this long: shorter calls are repeated within it.
 SAMPLE_SECONDS = 1e-3
 
@@ -33,6 +34,7 @@ def measure(
     calls: Mapping[str, Call],
     budget: float,
     *,
+    hints: Mapping[str, float] | None = None,
     min_repeats: int = MIN_REPEATS,
     max_repeats: int = MAX_REPEATS,
     clock: Callable[[], float] = time.perf_counter,
@@ -40,14 +42,19 @@ def measure(
     """Times callables against each other.
 
     Each gets an equal share of the budget (seconds) and as many samples as fit into it, at least `min_repeats` and at
-    most `max_repeats`. Whoever has fewer samples than others sits out rounds evenly, so that all of them cover the
-    same stretch of time.
+    most `max_repeats`; one whose single call exceeds its share gets SLOW_REPEATS. Whoever has fewer samples than
+    others sits out rounds evenly, so that all of them cover the same stretch of time.
+
+    hints: seconds an earlier call took, by name. That call counts as the warm-up; a long one is taken at its word.
     """
     inner, once = {}, {}
     for name, call in calls.items():
-        once[name], inner[name] = _calibrate(call, clock)
+        once[name], inner[name] = _calibrate(call, clock, (hints or {}).get(name))
     share = budget / max(len(calls), 1)
-    quota = {name: min(max(int(share / (once[name] * inner[name])), min_repeats), max_repeats) for name in calls}
+    quota = {}
+    for name in calls:
+        fitting = int(share / (once[name] * inner[name]))
+        quota[name] = min(max(fitting, min_repeats if fitting else min(SLOW_REPEATS, min_repeats)), max_repeats)
     rounds = max(quota.values(), default=0)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     with _no_collection():
@@ -58,9 +65,12 @@ def measure(
     return {name: _summary(samples[name], inner[name]) for name in calls}
 
 
-def _calibrate(call: Call, clock: Callable[[], float]) -> tuple[float, int]:
+def _calibrate(call: Call, clock: Callable[[], float], hint: float | None) -> tuple[float, int]:
     """Seconds of a warm call, and how many of them make a sample."""
-    call()
+    if hint is not None and hint > 100 * SAMPLE_SECONDS:
+        return hint, 1
+    if hint is None:
+        call()
     seconds = _sample(call, 1, clock)
     if seconds < 20 * SAMPLE_SECONDS:
         # The first estimate of something short is mostly noise; an interruption only ever lengthens one.

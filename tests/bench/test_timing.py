@@ -38,7 +38,7 @@ def test_medians_are_those_of_the_calls():
 def test_turns_are_taken():
     clock = Clock()
     calls = {name: clock.lasting(name, 0.01) for name in "abc"}
-    measure(calls, 0.0, min_repeats=4, clock=clock)
+    measure(calls, 0.12, min_repeats=4, clock=clock)
     assert clock.order[-12:] == list("abc") * 4
 
 
@@ -53,9 +53,17 @@ def test_the_slow_have_fewer_samples_spread_over_the_run():
     assert max(b - a for a, b in itertools.pairwise(gaps)) <= 6
 
 
+def test_an_earlier_call_is_the_warm_up():
+    clock = Clock()
+    measure({"a": clock.lasting("a", 1.0)}, 0.1, hints={"a": 1.0}, clock=clock)
+    assert len(clock.order) == 3
+
+
 def test_no_fewer_than_the_smallest_number_of_repeats():
     clock = Clock()
-    assert measure({"a": clock.lasting("a", 10.0)}, 0.1, min_repeats=3, clock=clock)["a"].repeats == 3
+    calls = {"fits": clock.lasting("fits", 0.04), "does not": clock.lasting("does not", 10.0)}
+    found = measure(calls, 0.1, min_repeats=5, clock=clock)
+    assert (found["fits"].repeats, found["does not"].repeats) == (5, 3)
 
 
 def test_short_calls_are_repeated_within_a_sample():

@@ -37,6 +37,7 @@ def measure_in_child(variant: str, settings: Settings, weights: Path) -> Memory:
     package_parent = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join(p for p in (package_parent, os.environ.get("PYTHONPATH", "")) if p)
     command = [sys.executable, "-m", __name__, variant, json.dumps(asdict(settings)), str(weights)]
+    command.append(str(torch.get_num_threads()))
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     if done.returncode != 0:
         raise RuntimeError(f"measuring the memory of {variant} failed:\n{done.stderr}")
@@ -101,7 +102,9 @@ def main() -> None:
     parser.add_argument("variant")
     parser.add_argument("settings", help="as JSON")
     parser.add_argument("weights", type=Path)
+    parser.add_argument("threads", type=int)
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     settings = Settings(**json.loads(arguments.settings))
     print(json.dumps(asdict(measure_here(arguments.variant, settings, arguments.weights))))
 

@@ -18,12 +18,13 @@ PIXELS, CLASSES = 64, 10
 class Settings:
     """What is trained, and for how long."""
 
-    state_dim: int = 256
+    state_dim: int = 512
     batch: int = 128
-    epochs: int = 16
+    epochs: int = 12
     learning_rate: float = 1e-3
     rtol: float = 1e-5
     max_steps: int = 200
+    spectral_limit: float = 0.95  # of W: the largest spectral norm it may have
     seed: int = 0
 
 
@@ -69,7 +70,7 @@ class UnrolledFixedPoint(nn.Module):
     def __init__(self, cell: ak.nn.AffineCell, rtol: float, max_steps: int) -> None:
         super().__init__()
         self.cell, self.rtol, self.max_steps = cell, rtol, max_steps
-        self.steps = torch.zeros(0, dtype=torch.int32)  # [B] of the last call
+        self.steps = torch.zeros(0, dtype=torch.int32)  # [B], of the last call
 
     def forward(self, x: Tensor) -> Tensor:  # [B, 64] -> [B, D]
         u = self.cell.inject(x)
@@ -95,13 +96,14 @@ class Classifier(nn.Module):
         super().__init__()
         torch.manual_seed(settings.seed)
         cell = ak.nn.AffineCell(settings.state_dim, PIXELS, activation="tanh")
-        nn.init.orthogonal_(cell.weight, gain=0.8)
-        options = dict(rtol=settings.rtol, max_steps=settings.max_steps)
-        self.layer: nn.Module
+        nn.init.orthogonal_(cell.weight, gain=0.5)
+        self.spectral_limit = settings.spectral_limit
+        self.direction = nn.functional.normalize(torch.ones(settings.state_dim), dim=0)  # [D]
+        self.layer: UnrolledFixedPoint | ak.nn.FixedPoint
         if variant == "unrolled":
             self.layer = UnrolledFixedPoint(cell, settings.rtol, settings.max_steps)
         elif variant == "attractor_kernels":
-            self.layer = ak.nn.FixedPoint(cell, **options)
+            self.layer = ak.nn.FixedPoint(cell, rtol=settings.rtol, max_steps=settings.max_steps)
         else:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
         self.readout = nn.Linear(settings.state_dim, CLASSES)
@@ -110,10 +112,22 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.readout(self.layer(x))
 
+    @torch.no_grad()
+    def keep_contracting(self) -> None:
+        """Scales W back where its spectral norm, by one power iteration a training step, has passed the limit: a
+        fixed point then exists, and plain iteration reaches it."""
+        weight = self.cell.weight
+        left = nn.functional.normalize(weight @ self.direction, dim=0)
+        self.direction = nn.functional.normalize(weight.T @ left, dim=0)
+        weight.mul_((self.spectral_limit / (left @ weight @ self.direction)).clamp(max=1.0))
+
     def steps(self) -> Tensor:
         """Steps of each problem in the last call."""
         layer = self.layer
-        return layer.steps if isinstance(layer, UnrolledFixedPoint) else layer.info.steps
+        if isinstance(layer, UnrolledFixedPoint):
+            return layer.steps
+        assert layer.info is not None, "called before the first forward"
+        return layer.info.steps
 
 
 def optimizer_of(model: Classifier, settings: Settings) -> torch.optim.Optimizer:
@@ -126,4 +140,5 @@ def train_step(model: Classifier, optimizer: torch.optim.Optimizer, x: Tensor, y
     loss = nn.functional.cross_entropy(model(x), y)
     loss.backward()
     optimizer.step()
+    model.keep_contracting()
     return loss.item()
