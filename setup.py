@@ -14,10 +14,15 @@ import platform
 import shlex
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+
+if TYPE_CHECKING:
+    from ninja.ninja_syntax import Writer
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
@@ -64,17 +69,12 @@ class Plan:
         self.facts_module = facts_module
         self.torch_version = torch.__version__
         self.torch = Path(torch.__file__).parent
-        self.python_includes = [f"-isystem{path}" for path in (self._python_include(), pybind11.get_include())]
+        python = sysconfig.get_path("include")
+        self.python_includes = [f"-isystem{path}" for path in (python, pybind11.get_include())]
         self.torch_flags = [
             f"-isystem{self.torch / 'include'}",
             f"-DTORCH_TARGET_VERSION=0x{TARGET_TORCH[0]:02x}{TARGET_TORCH[1]:02x}000000000000",
         ]
-
-    @staticmethod
-    def _python_include() -> str:
-        import sysconfig
-
-        return sysconfig.get_path("include")
 
     def facts_header(self) -> str:
         """Facts of this build that C++ cannot know by itself."""
@@ -102,36 +102,35 @@ class Plan:
             ninja.variable("cxx", quote(compiler()))
             ninja.rule("compile", "$cxx -MMD -MF $out.d $flags -c $in -o $out", deps="gcc", depfile="$out.d")
             ninja.rule("link", "$cxx -shared -s $in $flags -o $out")
-
-            def compile_one(source: Path, variant: str, flags: list[str]) -> str:
-                target = str(self.folder / variant / f"{source.stem}.o")
-                ninja.build(target, "compile", str(source), variables={"flags": quote(COMMON_FLAGS + flags)})
-                return target
-
-            plain = [CSRC / "cpu" / "dispatch.cpp", CSRC / "cpu" / "scratch.cpp"]
-            facts = CSRC / "ops" / "facts.cpp"
-            kernels = sorted(path for path in CSRC.glob("cpu/*.cpp") if path not in plain)
-            objects = [compile_one(source, "plain", []) for source in plain]
-            objects += [compile_one(source, "ops", self.torch_flags) for source in sorted(CSRC.glob("ops/cpu*.cpp"))]
-            for name, isa_flags in instruction_sets().items():
-                flags = KERNEL_FLAGS + isa_flags + [f"-DAK_ISA={name}"]
-                objects += [compile_one(source, name, flags) for source in kernels]
-            # The C++ library first: torch exports some of its newer symbols too, and must not be what provides them.
-            torch_link = ["-Wl,-z,defs", "-lstdc++", f"-L{self.torch / 'lib'}", "-ltorch_cpu"]
-            ninja.build(str(self.cpu_library), "link", objects, variables={"flags": quote(torch_link)})
-
-            # The facts come from the very library that solves, found beside the module.
-            facts_object = compile_one(facts, "facts", [*self.python_includes, f"-I{self.folder}"])
-            library = self.cpu_library
-            beside = [f"-L{library.parent}", f"-l:{library.name}", "-Wl,-rpath,$ORIGIN"]
-            ninja.build(
-                str(self.facts_module),
-                "link",
-                facts_object,
-                implicit=str(library),
-                variables={"flags": quote(beside).replace("$", "$$")},
-            )
+            self.add_cpu_library(ninja)
+            self.add_facts_module(ninja)
         return path
+
+    def add_object(self, ninja: Writer, source: Path, variant: str, flags: list[str]) -> str:
+        target = str(self.folder / variant / f"{source.stem}.o")
+        ninja.build(target, "compile", str(source), variables={"flags": quote(COMMON_FLAGS + flags)})
+        return target
+
+    def add_cpu_library(self, ninja: Writer) -> None:
+        plain = [CSRC / "cpu" / "dispatch.cpp", CSRC / "cpu" / "scratch.cpp"]
+        kernels = sorted(path for path in CSRC.glob("cpu/*.cpp") if path not in plain)
+        objects = [self.add_object(ninja, source, "plain", []) for source in plain]
+        for source in sorted(CSRC.glob("ops/cpu*.cpp")):
+            objects.append(self.add_object(ninja, source, "ops", self.torch_flags))
+        for name, isa_flags in instruction_sets().items():
+            flags = [*KERNEL_FLAGS, *isa_flags, f"-DAK_ISA={name}"]
+            objects += [self.add_object(ninja, source, name, flags) for source in kernels]
+        # The C++ library first: torch exports some of its newer symbols too, and must not be what provides them.
+        flags = ["-Wl,-z,defs", "-lstdc++", f"-L{self.torch / 'lib'}", "-ltorch_cpu"]
+        ninja.build(str(self.cpu_library), "link", objects, variables={"flags": quote(flags)})
+
+    def add_facts_module(self, ninja: Writer) -> None:
+        """The facts come from the very library that solves, found beside the module."""
+        library = self.cpu_library
+        source = CSRC / "ops" / "facts.cpp"
+        compiled = self.add_object(ninja, source, "facts", [*self.python_includes, f"-I{self.folder}"])
+        flags = quote([f"-L{library.parent}", f"-l:{library.name}", "-Wl,-rpath,$ORIGIN"]).replace("$", "$$")
+        ninja.build(str(self.facts_module), "link", compiled, implicit=str(library), variables={"flags": flags})
 
 
 class BuildWithNinja(build_ext):

@@ -84,7 +84,7 @@ def main() -> None:
         coefficients = fit_erfcx(degree, t_max)
         error = erfcx_error(coefficients, t_max)
         lines.append(f"// relative error below {error:.1e} for t in [0, {t_max}]")
-        lines += array(name, coefficients) + [""]
+        lines += [*array(name, coefficients), ""]
     error, p, q = fit_tanh(4, 4, 9)
     lines.append(f"// tanh x = x P(x^2) / Q(x^2): relative error below {error:.1e} for |x| <= 9")
     lines += array("kTanhP", p) + array("kTanhQ", q)

@@ -4,8 +4,20 @@ Their raw forms are `torch.ops.attractor_kernels.*`, which trust their arguments
 """
 
 from ._declare import AdjointWarning, SolveResult
+from .anderson_step import StepBuffers, anderson_step, step_buffers
+from .residual_norm import residual_norm
 from .solve_affine import solve_affine
 from .solve_gated import solve_gated
 from .solve_mlp import solve_mlp
 
-__all__ = ["AdjointWarning", "SolveResult", "solve_affine", "solve_gated", "solve_mlp"]
+__all__ = [
+    "AdjointWarning",
+    "SolveResult",
+    "StepBuffers",
+    "anderson_step",
+    "residual_norm",
+    "solve_affine",
+    "solve_gated",
+    "solve_mlp",
+    "step_buffers",
+]

@@ -27,8 +27,9 @@ def _fake(z: Tensor, fz: Tensor, batch_ndim: int = 1) -> Tensor:
 
 def _reference(z: Tensor, fz: Tensor, batch_ndim: int = 1) -> Tensor:
     wide = torch.float32 if z.device.type == "mps" else torch.float64
-    f = fz.to(wide).reshape(*z.shape[:batch_ndim], -1)
-    g = f - z.to(wide).reshape(f.shape)
+    problems = (*z.shape[:batch_ndim], z.shape[batch_ndim:].numel())
+    f = fz.to(wide).reshape(problems)
+    g = f - z.to(wide).reshape(problems)
     r, size = torch.linalg.vector_norm(g, dim=-1), torch.linalg.vector_norm(f, dim=-1)
     return torch.where(r == 0, 0.0, r / size).to(_result_dtype(z))
 

@@ -94,9 +94,8 @@ struct Activations {
   // log(1 + e^x) = max(x, 0) + log1p(y), y = e^-|x| <= 1, and log1p(y) = 2 atanh(y / (2 + y)).
   static V softplus(V x) {
     static constexpr double series_float[] = {1. / 15, 1. / 13, 1. / 11, 1. / 9, 1. / 7, 1. / 5, 1. / 3};
-    static constexpr double series_double[] = {1. / 33, 1. / 31, 1. / 29, 1. / 27, 1. / 25, 1. / 23,
-                                               1. / 21, 1. / 19, 1. / 17, 1. / 15, 1. / 13, 1. / 11,
-                                               1. / 9,  1. / 7,  1. / 5,  1. / 3};
+    static constexpr double series_double[] = {1. / 33, 1. / 31, 1. / 29, 1. / 27, 1. / 25, 1. / 23, 1. / 21, 1. / 19,
+                                               1. / 17, 1. / 15, 1. / 13, 1. / 11, 1. / 9,  1. / 7,  1. / 5,  1. / 3};
     const V y = exp(-Ops::abs(x));
     const V s = y / (c(2.) + y);
     const V s2 = s * s;

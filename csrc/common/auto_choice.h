@@ -23,7 +23,13 @@ constexpr double kAutoSlow2 = 0.5;     // squared contraction per step above whi
 constexpr int kAutoWindow = 8;         // Anderson steps before they are judged
 constexpr int kAutoTrial = 3;          // Picard steps of the trial
 
-enum AutoMode : int { kAutoPicard = 0, kAutoAnderson = 1, kAutoOnTrial = 2, kAutoKeepPicard = 3, kAutoKeepAnderson = 4 };
+enum AutoMode : int {
+  kAutoPicard = 0,
+  kAutoAnderson = 1,
+  kAutoOnTrial = 2,
+  kAutoKeepPicard = 3,
+  kAutoKeepAnderson = 4
+};
 
 template <class S>
 struct AutoState {

@@ -23,8 +23,7 @@ constexpr double kWeightCap = 1e6;
 // gamma: in slot order, zero for dropped columns.
 // Returns how many columns were used; 0 means reject (drop the history, take a damped step).
 template <class S>
-AK_HD int small_solve(const S* gram, int ld, const S* rhs, const int* order, int n, S ridge, S pivot_floor,
-                      S* gamma) {
+AK_HD int small_solve(const S* gram, int ld, const S* rhs, const int* order, int n, S ridge, S pivot_floor, S* gamma) {
   S lower[kMaxHistory * kMaxHistory];  // unit lower triangle, row by row
   S inverse[kMaxHistory];              // 1 / D
   S y[kMaxHistory];

@@ -42,8 +42,8 @@ struct StopRule {
 
 template <class S>
 struct Progress {
-  S first2 = S(-1);  // |g|^2 at the first step; negative before it
-  S best_r2 = S(0);  // |g|^2 and |f|^2 of the best iterate
+  S first2 = S(-1);   // |g|^2 at the first step; negative before it
+  S best_r2 = S(0);   // |g|^2 and |f|^2 of the best iterate
   S best_f2 = S(-1);  // negative before the first finite step
   int best_step = 0;
   int steps = 0;  // evaluations of f so far
@@ -95,8 +95,7 @@ AK_HD Judgement<S> judge(Progress<S>& p, S r2, S f2, const StopRule<S>& rule) {
   if (r2 > S(kDivergenceFactor * kDivergenceFactor) * p.first2) return {kDiverged, best};
   if (p.steps >= rule.max_steps) return {kMaxSteps, best};
   const S floor = S(kStagnationEps) * rule.eps;
-  if (p.steps >= rule.min_steps && p.steps - p.best_step >= kStagnationSteps &&
-      p.best_r2 <= floor * floor * p.best_f2)
+  if (p.steps >= rule.min_steps && p.steps - p.best_step >= kStagnationSteps && p.best_r2 <= floor * floor * p.best_f2)
     return {kStagnated, best};
   return {kRunning, best};
 }

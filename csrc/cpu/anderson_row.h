@@ -180,8 +180,7 @@ void anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, d
       rhs[s] = pair[j].with_g;
     }
   }
-  const int solved =
-      small_solve<double>(row.gram, history, rhs, order, row.used, ridge, kPivotFloor<T>, gamma);
+  const int solved = small_solve<double>(row.gram, history, rhs, order, row.used, ridge, kPivotFloor<T>, gamma);
   if (solved == 0) {
     const double level = row.level;
     row.used = row.next = 0;

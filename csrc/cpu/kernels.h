@@ -39,19 +39,19 @@ struct Matrix {  // [outputs, inputs], any strides
 
 template <class T>
 struct SolveResult {
-  T* z = nullptr;               // [rows, dim]
-  int32_t* steps = nullptr;     // [rows]
-  float* residual = nullptr;    // [rows]
-  uint8_t* status = nullptr;    // [rows]
-  float* trace = nullptr;       // [max_steps, rows], filled with NaN, or null
+  T* z = nullptr;             // [rows, dim]
+  int32_t* steps = nullptr;   // [rows]
+  float* residual = nullptr;  // [rows]
+  uint8_t* status = nullptr;  // [rows]
+  float* trace = nullptr;     // [max_steps, rows], filled with NaN, or null
 };
 
 // f = leak * z + scale * phi(z W^T + u)
 template <class T>
 struct AffineProblem {
   int64_t rows = 0, dim = 0;
-  const T* z0 = nullptr;     // [rows, dim]
-  const T* u = nullptr;      // [rows, dim]
+  const T* z0 = nullptr;  // [rows, dim]
+  const T* u = nullptr;   // [rows, dim]
   Matrix<T> weight{};
   const T* leak = nullptr;   // [dim] or null
   const T* scale = nullptr;  // [rows, dim] or null; with identity only
@@ -65,9 +65,9 @@ struct MlpProblem {
   int64_t rows = 0, dim = 0, hidden = 0;  // hidden: inputs of W2
   const T* z0 = nullptr;
   const T* u = nullptr;
-  Matrix<T> w1{};  // [hidden, dim], or [2 hidden, dim] for swiglu
-  const T* b1 = nullptr;   // or null
-  Matrix<T> w2{};  // [dim, hidden]
+  Matrix<T> w1{};         // [hidden, dim], or [2 hidden, dim] for swiglu
+  const T* b1 = nullptr;  // or null
+  Matrix<T> w2{};         // [dim, hidden]
   const T* b2 = nullptr;
   const T* leak = nullptr;
   T skip{};
@@ -100,7 +100,7 @@ struct GatedProblem {
   int64_t rows = 0, dim = 0;
   const T* z0 = nullptr;
   const T* u = nullptr;  // [rows, 2 dim]
-  Matrix<T> weight{};  // [2 dim, dim]
+  Matrix<T> weight{};    // [2 dim, dim]
 };
 
 // The derivative of a gated cell: w = c * w + [q1 * w, q2 * w] W + v (adjoint), or
@@ -118,12 +118,12 @@ struct GatedLinearProblem {
 
 // How a fused solve of one shape is cut up; also what `attractor-kernels info --plan` prints.
 struct TilePlan {
-  int tile_rows;        // rows a thread iterates together
-  int block_rows;       // rows of the register block
-  int block_columns;    // outputs of the register block
-  int depth;            // inputs per cache slice
-  int threads;          // threads that take part
-  int history;          // history kept per row; Auto chooses its own
+  int tile_rows;          // rows a thread iterates together
+  int block_rows;         // rows of the register block
+  int block_columns;      // outputs of the register block
+  int depth;              // inputs per cache slice
+  int threads;            // threads that take part
+  int history;            // history kept per row; Auto chooses its own
   double anderson_price;  // cost of an Anderson step over a Picard step, as Auto counts it
   int64_t packed_bytes;
   int64_t scratch_bytes;  // per thread

@@ -177,8 +177,15 @@ class AffineMap {
   }
 
   void finish(Evaluation<T>& e, const T* product) const {
-    const AffineOperands<T> operands{e.x,   product,    e.f,          e.constants, e.constants + scale_at_,
-                                     leak_, e.previous, problem_.dim, problem_.dim - problem_.pieces};
+    const AffineOperands<T> operands{e.x,
+                                     product,
+                                     e.f,
+                                     e.constants,
+                                     e.constants + scale_at_,
+                                     leak_,
+                                     e.previous,
+                                     problem_.dim,
+                                     problem_.dim - problem_.pieces};
     (e.previous != nullptr ? watched_ : plain_)(operands, e.r2, e.f2, e.dot);
   }
 
@@ -227,7 +234,7 @@ class AffineMap {
 
   const AffineProblem<T>& problem_;
   const PackedMatrix<T>& weight_;
-  const T* const leak_;  // padded; unused without leak
+  const T* const leak_;                        // padded; unused without leak
   const PackedMatrix<uint32_t>* const pairs_;  // null: full precision
   const int64_t ld_, scale_at_, product_at_;
   const RowFunction<T> plain_, watched_;
@@ -235,7 +242,7 @@ class AffineMap {
 
 template <class T>
 void solve(const AffineProblem<T>& problem, const SolveOptions& options, const SolveResult<T>& result,
-                  const Executor& executor) {
+           const Executor& executor) {
   const double products = double(problem.dim) * double(problem.dim);
   const CellCost cost{products, double(problem.dim)};
   const int threads = threads_for(problem.rows, products, executor.threads);

@@ -43,9 +43,7 @@ inline TileShape tile_shape(const SolveOptions& options, const CellCost& cost, i
                             int64_t constants, int threads) {
   const int valid = int(options.history < dim ? options.history : dim);
   TileShape shape;
-  shape.history = options.solver == kPicard ? 0
-                  : options.solver == kAuto ? auto_history<T>(cost, dim, valid)
-                                            : valid;
+  shape.history = options.solver == kPicard ? 0 : options.solver == kAuto ? auto_history<T>(cost, dim, valid) : valid;
   shape.price = anderson_price<T>(cost, dim, shape.history);
   // Enough rows to pay for streaming the weights; few enough that their state stays in the second-level cache.
   const int64_t row_bytes = (3 * dim + constants + (shape.history ? (2 + 2 * shape.history) * dim : 0)) * sizeof(T);
@@ -71,8 +69,7 @@ inline void run_tasks(const Executor& executor, int tasks, Body& body) {
     for (int i = 0; i < tasks; ++i) body(i);
     return;
   }
-  executor.run(
-      tasks, [](void* context, int task) { (*static_cast<Body*>(context))(task); }, &body);
+  executor.run(tasks, [](void* context, int task) { (*static_cast<Body*>(context))(task); }, &body);
 }
 
 template <class T>
@@ -130,8 +127,7 @@ inline void pack(const PackRequest<T>* requests, int count, int threads, const E
 // make_map(): a Map for one thread.
 template <class T, class MakeMap>
 inline void solve_rows(int64_t rows, int64_t dim, const CellCost& cost, const SolveOptions& options, const T* z0,
-                       const SolveResult<T>& result, int threads, const Executor& executor,
-                       const MakeMap& make_map) {
+                       const SolveResult<T>& result, int threads, const Executor& executor, const MakeMap& make_map) {
   std::atomic<int64_t> queue{0};
   auto body = [&](int) {
     auto map = make_map();
@@ -145,12 +141,12 @@ inline void solve_rows(int64_t rows, int64_t dim, const CellCost& cost, const So
 }
 
 // The float32 and float64 entry points of one cell, over the template solve<T> of its file.
-#define AK_DEFINE_SOLVE(name, Problem)                                                                   \
+#define AK_DEFINE_SOLVE(name, Problem)                                                                          \
   void name(const Problem<float>& p, const SolveOptions& o, const SolveResult<float>& r, const Executor& e) {   \
-    solve<float>(p, o, r, e);                                                                            \
-  }                                                                                                      \
+    solve<float>(p, o, r, e);                                                                                   \
+  }                                                                                                             \
   void name(const Problem<double>& p, const SolveOptions& o, const SolveResult<double>& r, const Executor& e) { \
-    solve<double>(p, o, r, e);                                                                           \
+    solve<double>(p, o, r, e);                                                                                  \
   }
 
 }  // namespace ak::AK_ISA

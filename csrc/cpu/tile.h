@@ -25,13 +25,13 @@ template <class T>
 struct Evaluation {
   const T* x;
   T* f;
-  T* constants;       // what Map::load put there
-  const T* previous;  // x of the step before, where Auto wants <g_k, g_{k-1}>; else null
-  bool zero;          // x is known to be all zeros
+  T* constants;        // what Map::load put there
+  const T* previous;   // x of the step before, where Auto wants <g_k, g_{k-1}>; else null
+  bool zero;           // x is known to be all zeros
   bool must_be_exact;  // in full precision, even where the map may do less
-  bool exact;         // out: it was (a map that never does less leaves this alone)
-  double r2, f2;      // out: |f - x|^2, |f|^2
-  double dot;         // out, with previous: <f - x, x - previous>
+  bool exact;          // out: it was (a map that never does less leaves this alone)
+  double r2, f2;       // out: |f - x|^2, |f|^2
+  double dot;          // out, with previous: <f - x, x - previous>
 };
 
 template <class T>
@@ -97,9 +97,7 @@ class Tile {
   }
 
  private:
-  int64_t history_elements() const {
-    return shape_.history > 0 ? AndersonRow<T>::elements(shape_.history, ld_) : 0;
-  }
+  int64_t history_elements() const { return shape_.history > 0 ? AndersonRow<T>::elements(shape_.history, ld_) : 0; }
 
   void place(char* memory) {
     slots_ = reinterpret_cast<Slot<T>*>(memory);
@@ -142,9 +140,9 @@ class Tile {
   }
 
   Evaluation<T> request(const Slot<T>& slot) const {
-    const bool watch = options_.solver == kAuto && slot.previous >= 0 &&
-                       (slot.choice.mode == kAutoPicard ? auto_watches(slot.progress.steps + 1)
-                                                        : slot.choice.mode == kAutoOnTrial);
+    const bool watch =
+        options_.solver == kAuto && slot.previous >= 0 &&
+        (slot.choice.mode == kAutoPicard ? auto_watches(slot.progress.steps + 1) : slot.choice.mode == kAutoOnTrial);
     return {slot.x[slot.current],
             slot.x[slot.target],
             slot.constants,
@@ -228,8 +226,7 @@ class Tile {
     const int64_t row = slot.row;
     std::memcpy(result_.z + row * dim_, slot.x[use_best ? slot.best : slot.current], size_t(dim_) * sizeof(T));
     result_.steps[row] = use_best ? p.best_step : p.steps;
-    result_.residual[row] =
-        float(use_best ? relative_residual(p.best_r2, p.best_f2) : relative_residual(e.r2, e.f2));
+    result_.residual[row] = float(use_best ? relative_residual(p.best_r2, p.best_f2) : relative_residual(e.r2, e.f2));
     result_.status[row] = status;
   }
 

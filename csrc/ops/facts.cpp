@@ -50,9 +50,8 @@ void set_instruction_set(const std::string& name) {
 py::dict cache_bytes() {
   py::dict sizes;
 #ifdef _SC_LEVEL1_DCACHE_SIZE
-  const std::pair<const char*, int> levels[] = {{"L1d", _SC_LEVEL1_DCACHE_SIZE},
-                                                {"L2", _SC_LEVEL2_CACHE_SIZE},
-                                                {"L3", _SC_LEVEL3_CACHE_SIZE}};
+  const std::pair<const char*, int> levels[] = {
+      {"L1d", _SC_LEVEL1_DCACHE_SIZE}, {"L2", _SC_LEVEL2_CACHE_SIZE}, {"L3", _SC_LEVEL3_CACHE_SIZE}};
   for (const auto& [level, key] : levels) {
     const long size = sysconf(key);
     if (size > 0) sizes[level] = size;

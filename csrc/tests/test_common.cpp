@@ -112,19 +112,21 @@ void activations_are_accurate() {
   using namespace ak::AK_ISA;
   using Math = Activations<VecOps<T>>;
   const auto normal_cdf = [](long double x) { return 0.5L * std::erfc(-x * 0.707106781186547524400844L); };
-  activation_is_accurate<T>("tanh", [](Vec<T> x) { return Math::tanh(x); }, [](long double x) { return std::tanh(x); },
-                            6, -12, 12);
-  activation_is_accurate<T>("tanh", [](Vec<T> x) { return Math::tanh(x); }, [](long double x) { return std::tanh(x); },
-                            6, -1e-3, 1e-3);
-  activation_is_accurate<T>("sigmoid", [](Vec<T> x) { return Math::sigmoid(x); },
-                            [](long double x) { return 1 / (1 + std::exp(-x)); }, 6, -60, 60);
-  activation_is_accurate<T>("silu", [](Vec<T> x) { return Math::silu(x); },
-                            [](long double x) { return x / (1 + std::exp(-x)); }, 6, -60, 60);
-  activation_is_accurate<T>("softplus", [](Vec<T> x) { return Math::softplus(x); },
-                            [](long double x) { return std::log1p(std::exp(x)); }, 8, -60, 60);
+  activation_is_accurate<T>(
+      "tanh", [](Vec<T> x) { return Math::tanh(x); }, [](long double x) { return std::tanh(x); }, 6, -12, 12);
+  activation_is_accurate<T>(
+      "tanh", [](Vec<T> x) { return Math::tanh(x); }, [](long double x) { return std::tanh(x); }, 6, -1e-3, 1e-3);
+  activation_is_accurate<T>(
+      "sigmoid", [](Vec<T> x) { return Math::sigmoid(x); }, [](long double x) { return 1 / (1 + std::exp(-x)); }, 6,
+      -60, 60);
+  activation_is_accurate<T>(
+      "silu", [](Vec<T> x) { return Math::silu(x); }, [](long double x) { return x / (1 + std::exp(-x)); }, 6, -60, 60);
+  activation_is_accurate<T>(
+      "softplus", [](Vec<T> x) { return Math::softplus(x); }, [](long double x) { return std::log1p(std::exp(x)); }, 8,
+      -60, 60);
   // exp(-t^2) magnifies the rounding of t^2 in the tail
-  activation_is_accurate<T>("gelu", [](Vec<T> x) { return Math::gelu(x); },
-                            [&](long double x) { return x * normal_cdf(x); }, 40, -5, 9);
+  activation_is_accurate<T>(
+      "gelu", [](Vec<T> x) { return Math::gelu(x); }, [&](long double x) { return x * normal_cdf(x); }, 40, -5, 9);
   const Vec<T> nan = broadcast<T>(T(NAN));
   CHECK(std::isnan(Math::tanh(nan)[0]) && std::isnan(Math::sigmoid(nan)[0]) && std::isnan(Math::gelu(nan)[0]) &&
             std::isnan(Math::softplus(nan)[0]) && std::isnan(Math::relu(nan)[0]),

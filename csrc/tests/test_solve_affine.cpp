@@ -102,16 +102,17 @@ class Case {
     }
     const int64_t row = rows_ - 1;
     AK_ISA::solve_affine(problem(row, 1), options, one.pointers(), kOneThread);
-    CHECK(std::memcmp(one.z.get(), all.z.get() + row * dim_, size_t(dim_) * sizeof(T)) == 0,
-          "a row alone differs: %s", name(options));
+    CHECK(std::memcmp(one.z.get(), all.z.get() + row * dim_, size_t(dim_) * sizeof(T)) == 0, "a row alone differs: %s",
+          name(options));
     CHECK(one.steps[0] == all.steps[row], "a row alone takes other steps: %s", name(options));
   }
 
  private:
   const char* name(const SolveOptions& o) const {
     static char text[160];
-    std::snprintf(text, sizeof text, "%d x %d, float%d, activation %d, leak %d, scale %d, solver %d, history %d, mixed %d",
-                  int(rows_), int(dim_), int(8 * sizeof(T)), activation_, leaky_, scaled_, o.solver, o.history, o.mixed);
+    std::snprintf(text, sizeof text,
+                  "%d x %d, float%d, activation %d, leak %d, scale %d, solver %d, history %d, mixed %d", int(rows_),
+                  int(dim_), int(8 * sizeof(T)), activation_, leaky_, scaled_, o.solver, o.history, o.mixed);
     return text;
   }
 

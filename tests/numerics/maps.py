@@ -14,7 +14,7 @@ import attractor_kernels as ak
 Map = Callable[[Tensor], Tensor]
 
 # Only what is usable here; test_backends.py asserts that an installed wheel has "cpu".
-BACKENDS = [name for name in ("reference", "cpu") if ak.backends.available()[name] is True]
+BACKENDS = [name for name in ("reference", "cpu") if ak.backends.available()[name]]
 FLOATS = [torch.float32, torch.float64]
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -32,14 +32,15 @@ SOLVERS = {
 
 
 class Recorder:
-    """A map that keeps every state it was evaluated at."""
+    """A map that keeps every state the solver evaluated it at; one more evaluation, autograd on, is a gradient's."""
 
     def __init__(self, f: Map) -> None:
         self.f = f
         self.seen: list[Tensor] = []
 
     def __call__(self, z: Tensor) -> Tensor:
-        self.seen.append(z.detach().clone())
+        if not torch.is_grad_enabled():
+            self.seen.append(z.detach().clone())
         return self.f(z)
 
     def rows(self, row: int) -> list[np.ndarray]:
@@ -119,6 +120,9 @@ def true_residual(f: Map, z: Tensor) -> Tensor:
     return (fz - z.double().flatten(1)).norm(dim=1) / fz.norm(dim=1)
 
 
-def bits(x: Tensor) -> Tensor:
-    """The tensor's bytes, so that equal means bitwise equal (NaN and the sign of zero included)."""
-    return x.detach().contiguous().view(torch.uint8)
+def assert_same_bits(a: Tensor, b: Tensor, what: str = "") -> None:
+    """Bitwise equal: NaN and the sign of zero included."""
+    assert a.shape == b.shape and a.dtype == b.dtype
+    same = (a.detach().reshape(-1, 1).view(torch.uint8) == b.detach().reshape(-1, 1).view(torch.uint8)).all(-1)
+    count, largest = int((~same).sum()), (a.detach().double() - b.detach().double()).abs().max() if a.numel() else 0
+    assert count == 0, f"{what} {count} of {a.numel()} entries differ, by up to {float(largest):.3g}".strip()

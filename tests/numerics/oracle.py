@@ -7,6 +7,7 @@ were published for other codes are reproduced with it first; the package is then
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -55,7 +56,7 @@ def residual_norms(f: Map, iterates: list[np.ndarray]) -> list[float]:
 
 def max_steps_between(iterates: list[np.ndarray]) -> list[float]:
     """Largest entry of each |x_{k+1} - x_k|."""
-    return [float(np.abs(b - a).max()) for a, b in zip(iterates, iterates[1:], strict=False)]
+    return [float(np.abs(b - a).max()) for a, b in itertools.pairwise(iterates)]
 
 
 def first_below(values: list[float], bound: float) -> int | None:

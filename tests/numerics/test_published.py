@@ -1,8 +1,8 @@
 """Histories other codes published, step for step (NUMERICS: closed forms and published histories, 1 to 4).
 
 How the counts map. A published count n says: the n-th iterate moved by less than the tolerance (KINSOL), or n residual
-norms were computed (Chandrasekhar). Here `steps` counts evaluations of f, and the value returned is the iterate the last
-residual was measured at: evaluation k sees iterate k - 1. So the n-th KINSOL iterate is the state of evaluation
+norms were computed (Chandrasekhar). Here `steps` counts evaluations of f, and the value returned is the iterate the
+last residual was measured at: evaluation k sees iterate k - 1. So the n-th KINSOL iterate is the state of evaluation
 n + 1, and a history of n residuals is n steps. The states f was evaluated at are recorded, which makes the
 comparison exact.
 """
@@ -101,36 +101,56 @@ def test_roberts_solution(backend, solver, dtype):
 
 
 def test_toth_kelley_residuals(backend):
-    """Two differences that are parallel to eight digits: the last two residuals hold to their order only."""
-    states, _, _ = record(toth_kelley, (1.0, 1.0), ak.Anderson(2, ridge=0.0), backend, rtol=1e-13)
+    """Differences parallel to eight digits: as published until both count, then without the one that adds nothing.
+
+    From the fourth residual on the published history rests on a least-squares problem of condition 2.5e11, whose
+    Gram matrix is singular to rounding in float64. The rule here is to drop the oldest column instead: what follows is
+    the history of m = 1, to the solution in fewer steps than published, where no ridge hides it.
+    """
+    states, _, info = record(toth_kelley, (1.0, 1.0), ak.Anderson(2, ridge=0.0), backend, rtol=1e-13)
     norms = residual_norms(as_numpy(toth_kelley), states)
-    np.testing.assert_allclose(norms[:6], TOTH_KELLEY_RESIDUALS[:6], rtol=1e-5)
-    np.testing.assert_allclose(norms[6], TOTH_KELLEY_RESIDUALS[6], rtol=0.5)
-    assert norms[7] < 1e-11
+    np.testing.assert_allclose(norms[:3], TOTH_KELLEY_RESIDUALS[:3], rtol=1e-5)
+    one = residual_norms(as_numpy(toth_kelley), anderson(as_numpy(toth_kelley), np.ones(2), 5, 1))
+    np.testing.assert_allclose(norms[:5], one[:5], rtol=1e-4)
+    assert norms[5] < 1e-9
+    assert info.converged.all() and info.steps.item() < len(TOTH_KELLEY_RESIDUALS)
 
 
-def test_chandrasekhar_history_lengths(backend):
+def test_toth_kelley_with_a_ridge(backend):
+    """The default ridge regularises the same system; it gets there no later than published either."""
+    states, _, info = record(toth_kelley, (1.0, 1.0), ak.Anderson(2), backend, rtol=1e-12)
+    norms = residual_norms(as_numpy(toth_kelley), states)
+    np.testing.assert_allclose(norms[:3], TOTH_KELLEY_RESIDUALS[:3], rtol=1e-4)
+    assert info.converged.all() and info.steps.item() <= len(TOTH_KELLEY_RESIDUALS)
+
+
+@pytest.mark.parametrize(("ridge", "slack"), [(0.0, 0), (1e-8, 1)])
+def test_chandrasekhar_history_lengths(backend, ridge, slack):
+    """To the step without a ridge; the default ridge costs at most one."""
     h = chandrasekhar(512, 0.99, torch.float64)
-    lengths = []
-    for history in range(1, 7):
-        states, _, _ = record(h, np.ones(512), ak.Anderson(history), backend, rtol=1e-10)
+    for history, published in enumerate([11, 10, 10, 11, 12, 12], start=1):
+        states, _, _ = record(h, np.ones(512), ak.Anderson(history, ridge=ridge), backend, rtol=1e-10)
         norms = np.array(residual_norms(as_numpy(h), states))
-        lengths.append(first_below(list(norms / norms[0]), 1e-8))
-    assert lengths == [11, 10, 10, 11, 12, 12]
+        assert abs(first_below(list(norms / norms[0]), 1e-8) - published) <= slack
 
 
 @pytest.mark.parametrize("history", range(1, 7))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_chandrasekhar_steps(backend, history, dtype):
     """Our own stopping test at a tolerance float32 can meet, against the oracle's count."""
-    exact = chandrasekhar(512, 0.99, torch.float64)
-    iterates = anderson(as_numpy(exact), np.ones(512), 12, history)
-    relative = [np.linalg.norm(as_numpy(exact)(x) - x) / np.linalg.norm(as_numpy(exact)(x)) for x in iterates]
-    _, z, info = record(
-        chandrasekhar(512, 0.99, dtype), np.ones(512), ak.Anderson(history), backend, dtype, rtol=1e-5, trace=True
-    )
-    steps = first_below(relative, 1e-5)
-    assert info.steps.tolist() == [steps]
-    np.testing.assert_allclose(z[0].double().numpy(), iterates[steps - 1], rtol=1e-4)
-    np.testing.assert_allclose(info.trace[: steps - 1, 0].numpy(), relative[: steps - 1], rtol=5e-2)
-    assert info.trace[steps:].isnan().all()
+    exact = as_numpy(chandrasekhar(512, 0.99, torch.float64))
+    iterates = anderson(exact, np.ones(512), 12, history)
+    relative = [np.linalg.norm(exact(x) - x) / np.linalg.norm(exact(x)) for x in iterates]
+    solver, rtol = ak.Anderson(history, ridge=0.0), 1e-4
+    h = chandrasekhar(512, 0.99, dtype)
+    _, z, info = record(h, np.ones(512), solver, backend, dtype, rtol=rtol, trace=True)
+    expected, steps = first_below(relative, rtol), info.steps.item()
+    np.testing.assert_allclose(z[0].double().numpy(), iterates[expected - 1], rtol=1e-3)
+    assert info.converged.all() and info.trace[steps:].isnan().all()
+    if dtype == torch.float64 or history <= 3:
+        assert steps == expected
+        np.testing.assert_allclose(info.trace[:steps, 0].numpy(), relative[:steps], rtol=5e-2)
+    else:
+        # The fourth difference is parallel to the others to float32's rounding: its weight is a matter of luck.
+        assert steps <= expected + 1
+        np.testing.assert_allclose(info.trace[:5, 0].numpy(), relative[:5], rtol=5e-2)

@@ -42,7 +42,7 @@ def anderson_step(
     min_steps: int,
     keep_best: bool,
 ) -> None:
-    problems, groups, _, slots, _ = history.shape
+    problems, groups, _, _slots, _ = history.shape
     entries = z.numel() // max(problems * groups, 1)
     grouped = (problems, groups, entries)
     out, best = out.view(grouped), best.view(grouped)
