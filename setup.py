@@ -100,15 +100,20 @@ class Plan:
             ninja = Writer(file, width=200)
             ninja.variable("builddir", str(self.folder))
             ninja.variable("cxx", quote(compiler()))
-            ninja.rule("compile", "$cxx -MMD -MF $out.d $flags -c $in -o $out", deps="gcc", depfile="$out.d")
-            ninja.rule("link", "$cxx -shared -s $in $flags -o $out")
+            compile_command, link_command = (
+                "$cxx -MMD -MF $out.d $flags -c $in -o $out",
+                "$cxx -shared -s $in $flags -o $out",
+            )
+            ninja.rule("compile", compile_command, "compile $in ($variant)", depfile="$out.d", deps="gcc")
+            ninja.rule("link", link_command, "link $out")
             self.add_cpu_library(ninja)
             self.add_facts_module(ninja)
         return path
 
     def add_object(self, ninja: Writer, source: Path, variant: str, flags: list[str]) -> str:
         target = str(self.folder / variant / f"{source.stem}.o")
-        ninja.build(target, "compile", str(source), variables={"flags": quote(COMMON_FLAGS + flags)})
+        variables = {"flags": quote(COMMON_FLAGS + flags), "variant": variant}
+        ninja.build(target, "compile", str(source), variables=variables)
         return target
 
     def add_cpu_library(self, ninja: Writer) -> None:
