@@ -41,7 +41,8 @@ def choose(a: AutoState, step: int, r2: Tensor, previous_r2: Tensor, dot: Tensor
 
     start = torch.zeros_like(mode, dtype=torch.bool)
     if watches(step):
-        aligned = dot * dot > COSINE2 * r2 * previous_r2 if price <= DEAR else start
+        cosine2 = min(COSINE2 + CHANCE2 / max(entries, 1) + PRICED2 * (price - 1), 0.9)
+        aligned = dot * dot > cosine2 * r2 * previous_r2 if price <= DEAR else start
         start = (mode == PICARD) & (aligned | (r2 > STALL2 * previous_r2))
 
     judged = (mode == ANDERSON) & (since >= WINDOW)
