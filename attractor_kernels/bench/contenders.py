@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -175,33 +174,6 @@ def _build_naive(problem: Problem, which: str, steps: int) -> Runner:
     return runner
 
 
-def _build_compiled(problem: Problem, which: str, steps: int) -> Runner:
-    if shutil.which("g++") is None:
-        raise Unavailable("inductor needs a C++ compiler, and there is no g++ on PATH")
-    problem_map, names = problem.map, list(problem.parameters)
-
-    # All steps in one graph: faster than a compiled step called in a loop (its guards are checked at every call) and
-    # than inductor's while_loop (no fusion across its body's edge), at the price of a longer compilation.
-    def solve(z: Tensor, u: Tensor, *weights: Tensor) -> Tensor:
-        step = problem_map.step(u, dict(zip(names, weights, strict=True)))
-        for _ in range(steps):
-            z = step(z)
-        return z
-
-    import torch._dynamo
-
-    torch._dynamo.reset()
-    compiled = torch.compile(solve, dynamic=False)
-    weights = tuple(problem.parameters.values())
-    runner = without_gradients(lambda: compiled(problem.z0, problem.u, *weights))
-    try:
-        runner.call()
-    except Exception as error:  # whatever inductor and the compiler may raise
-        raise Unavailable(f"inductor failed: {str(error).splitlines()[0][:200]}") from error
-    runner.facts = {"steps_max": steps}
-    return runner
-
-
 def _build_floor(problem: Problem, which: str, steps: int) -> Runner:
     product = problem.map.products(problem.u, problem.parameters)
 
@@ -219,8 +191,5 @@ NAIVE = Contender(
     ("forward", "backward", "forward+backward"),
     _build_naive,
     tolerances=(TOLERANCE, LOOSE_TOLERANCE),
-)
-COMPILED = Contender(
-    "compiled", "the naive loop by torch.compile, all steps in one graph", ("forward",), _build_compiled
 )
 FLOOR = Contender("floor", "the products of the naive loop alone, by torch.mm", ("forward",), _build_floor)

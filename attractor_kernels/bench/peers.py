@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .cases import MAX_STEPS, RTOL, Problem
-from .contenders import COMPILED, FLOOR, NAIVE, Contender, Runner, Unavailable, differentiable, without_gradients
+from .compiled import COMPILED
+from .contenders import FLOOR, NAIVE, Contender, Runner, Unavailable, differentiable, without_gradients
 from .gate import LOOSE_TOLERANCE, TOLERANCE
 
 

@@ -71,7 +71,7 @@ def _ratio_bars(axis: Axes, report: Report, rows: Sequence[Row], mine: str) -> N
             color=colour,
             label=label,
         )
-        axis.bar_label(bars, [f"{r:.3g}" for _, r in found + means], fontsize=6, rotation=90, padding=2)
+        axis.bar_label(bars, [number(r) for _, r in found + means], fontsize=6, rotation=90, padding=2)
     axis.set_yscale("log")
     axis.axhline(1.0, color="black", linewidth=0.8)
     axis.axvline(len(rows) - 0.3, color="#cccccc", linewidth=0.8)
@@ -80,12 +80,24 @@ def _ratio_bars(axis: Axes, report: Report, rows: Sequence[Row], mine: str) -> N
     axis.set_ylim(low, high * 2.5)  # room for the numbers
     axis.set_ylabel("times faster")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(ncols=len(names) or 1, fontsize=7, frameon=False, loc="upper left")
+    # Beside the title, where no bar and no number reaches.
+    axis.legend(ncols=len(names) or 1, fontsize=7, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+
+
+def number(ratio: float) -> str:
+    """
+    >>> number(1381.06), number(2.154)
+    ('1381', '2.15')
+    """
+    return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.3g}"
 
 
 def histogram(axis: Axes, counts: dict[int, int], colour: str = COLOURS[0], label: str | None = None) -> None:
     """Steps per problem."""
     axis.bar(list(counts), list(counts.values()), width=0.85, color=colour, label=label)
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("steps")
     axis.set_ylabel("problems")
     axis.spines[["top", "right"]].set_visible(False)

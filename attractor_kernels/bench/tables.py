@@ -74,7 +74,7 @@ def result_tables(report: Report) -> Iterator[Table]:
             title = f"{cell} {dtype}, {family}, {which}: ak.fixed_point, {mine}"
             table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
             rivals = [heading(name) for name in columns(report, rows)]
-            for name in [*HEAD, *(text.replace(" ", "\n", 1) for text in rivals)]:
+            for name in [*HEAD, *(text.replace(" ", "\n").replace("/\n", "/ ") for text in rivals)]:
                 table.add_column(name, justify="left" if name == HEAD[0] else "right", no_wrap=True, vertical="bottom")
             *body, means = lines(report, rows, mine)
             for line in body:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from attractor_kernels.bench.callables import CallableCase, run_callable
 from attractor_kernels.bench.cases import PASSES, Case, Problem
+from attractor_kernels.bench.compiled import fastest
 from attractor_kernels.bench.contenders import NAIVE, Contender, Runner, Unavailable, ours
 from attractor_kernels.bench.peers import ANDERSON, BASELINES, FIXED_POINT_ITER
 from attractor_kernels.bench.runs import Plan, Watcher, run, run_case
@@ -85,3 +88,12 @@ def test_maps_the_package_does_not_know():
     row = run_callable(case, 0.01, min_repeats=1)
     assert row.entries["anderson"].why is None
     assert row.entries["anderson"].facts["steps_max"] == 30
+
+
+def test_the_faster_form_is_taken_and_one_that_fails_is_left_out():
+    def broken() -> None:
+        raise RuntimeError("no such op")
+
+    assert fastest({"broken": broken, "slow": lambda: time.sleep(0.01), "fast": lambda: None})[0] == "fast"
+    with pytest.raises(Unavailable, match="broken: no such op"):
+        fastest({"broken": broken})

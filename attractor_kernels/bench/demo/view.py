@@ -63,6 +63,7 @@ def plot(outcomes: dict[str, Outcome], path: Path) -> Path:
 def _bars(axis: Any, values: dict[str, float], title: str) -> None:
     drawn = axis.bar(list(values), list(values.values()), color=[_COLOUR[v] for v in values])
     axis.bar_label(drawn, fmt="%.3g")
+    axis.margins(y=0.1)
     axis.set_title(title)
 
 
