@@ -106,8 +106,10 @@ def test_missing_extras_are_named():
     assert cli.missing_message(None) is None
 
 
-def test_main_without_the_extras():
-    hide = "import sys; sys.modules['typer'] = None; from attractor_kernels.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True)
+@pytest.mark.parametrize(("hidden", "extra", "command"), [("typer", "cli", "info"), ("matplotlib", "demo", "bench")])
+def test_main_without_the_extras(hidden, extra, command):
+    code = f"import sys; sys.modules[{hidden!r}] = None; from attractor_kernels.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "pip install 'attractor_kernels[cli]'" in done.stderr
+    assert f"pip install 'attractor_kernels[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr

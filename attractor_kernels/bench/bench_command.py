@@ -13,7 +13,7 @@ from .compare import read_baseline, worsened, write_baseline
 from .plots import plot_report
 from .results import Report
 from .runs import Plan, Watcher, run
-from .tables import LEGEND, machine_line, markdown, reasons, result_tables, step_cost_lines
+from .tables import LEGEND, machine_line, markdown, notes, reasons, result_tables, step_cost_lines
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def show(report: Report, out: Console, outputs: Outputs, tables: bool = True) ->
         for table in result_tables(report):
             out.print(table)
         out.print(LEGEND)
-        for line in (*step_cost_lines(report), *reasons(report)):
+        for line in (*step_cost_lines(report), *notes(report), *reasons(report)):
             out.print(line, soft_wrap=True, highlight=False)
     if outputs.folder is not None:
         stem = f"cpu-{machine.slug(report.machine)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,6 +66,12 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+def need(*modules: str) -> None:
+    """Fails now rather than after minutes of work (see attractor_kernels.cli)."""
+    for module in modules:
+        importlib.import_module(module)
+
+
 def default_output() -> Path:
     """benchmarks/results in a checkout, a folder of our own elsewhere."""
     checkout = Path("benchmarks/results")
@@ -122,6 +129,7 @@ def bench(
     from .results import Report
     from .runs import Plan
 
+    need("matplotlib")
     use_threads(threads)
     names: tuple[str, ...] | None = None
     if baseline:
@@ -168,6 +176,7 @@ def profile(
     from .profile import take_apart
     from .profile_view import plot, renderables, to_json
 
+    need("matplotlib")
     use_threads(threads)
     choices("solver", [solver], tuple(SOLVERS))
     choices("precision", [precision], PRECISIONS)
@@ -197,6 +206,7 @@ def demo(
     from .demo.command import run_demo
     from .demo.model import Settings
 
+    need("matplotlib", "sklearn")
     use_threads(threads)
     settings = Settings(state_dim=state, batch=batch, epochs=epochs)
     found = run_demo(settings, console(as_json), output or default_output(), table=not as_json)

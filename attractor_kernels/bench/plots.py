@@ -45,7 +45,11 @@ def plot_report(report: Report, folder: Path, stem: str) -> list[Path]:
         for axis, (family, rows) in zip(axes[:, 0], families.items(), strict=True):
             mine = report.names(rows, ours=True)[0]
             _ratio_bars(axis, report, rows, mine)
-            axis.set_title(f"{cell} {dtype}, {family}, {which}: time of the others / time of ours ({mine})", loc="left")
+            axis.set_title(
+                f"{cell} {dtype}, {family}, {which}: time of the others / time of ours ({mine})",
+                loc="left",
+                fontsize=10,
+            )
         figure.supxlabel(machine_line(report), fontsize=7, color="#666666")
         name = f"{stem}-{cell}-{dtype}-{which.replace('+', '-')}.png"
         paths.append(save(figure, folder / name))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import attractor_kernels as ak
+
 from . import machine
 from .callables import CALLABLES, run_callable
 from .cases import CELLS, DTYPES, FAMILIES, PASSES, RTOL, SHAPES, Case, Problem
@@ -12,7 +14,7 @@ from .contenders import PRECISIONS, Contender, ours, picard_steps
 from .gate import TOLERANCE
 from .gating import admit, time_entries
 from .peers import BASELINES
-from .results import Report, Row
+from .results import Entry, Report, Row
 
 # Beside the headline cell and dtype everything is compared; elsewhere what the gain means is read off these two.
 SHORT_BASELINES = ("naive", "floor")
@@ -86,8 +88,13 @@ class Watcher:
 def run_case(problem: Problem, which: str, contenders: Sequence[Contender], budget: float, min_repeats: int = 5) -> Row:
     """Gates and times the contenders of one case."""
     case = problem.case
-    steps = picard_steps(problem)
-    row = Row(case.cell, case.family, case.batch, case.dim, case.dtype, which, steps)
+    row = Row(case.cell, case.family, case.batch, case.dim, case.dtype, which, picard_steps=0)
+    try:
+        row.picard_steps = steps = picard_steps(problem)
+    except ak.ConvergenceError as error:
+        why = f"nobody was timed: the Picard solve that counts the steps failed: {error}"
+        row.entries = {c.name: Entry(c.name, c.ours, why=why) for c in contenders}
+        return row
     runners = {contender.name: admit(contender, problem, which, steps, row) for contender in contenders}
     time_entries(row, runners, budget, min_repeats)
     return row
@@ -101,17 +108,21 @@ def run(plan: Plan, watcher: Watcher | None = None) -> Report:
     loops = list(CALLABLES.values()) if plan.callables and "forward" in (plan.passes or PASSES) else []
     watcher.start(len(cases) + len(loops))
     problem: Problem | None = None
-    for case, which in cases:
-        watcher.doing(f"{case}, {which}")
-        if problem is None or problem.case != case:
-            problem = Problem(case)
-        contenders = plan.contenders(case, which)
-        report.rows.append(run_case(problem, which, contenders, plan.budget(case), plan.min_repeats))
-        watcher.done()
-    for loop in loops:
-        watcher.doing(str(loop))
-        report.rows.append(run_callable(loop, plan.seconds, plan.min_repeats))
-        watcher.done()
+    try:
+        for case, which in cases:
+            watcher.doing(f"{case}, {which}")
+            if problem is None or problem.case != case:
+                problem = Problem(case)
+            contenders = plan.contenders(case, which)
+            report.rows.append(run_case(problem, which, contenders, plan.budget(case), plan.min_repeats))
+            watcher.done()
+        for loop in loops:
+            watcher.doing(str(loop))
+            report.rows.append(run_callable(loop, plan.seconds, plan.min_repeats))
+            watcher.done()
+    except KeyboardInterrupt:
+        # What there is, is worth having; that it is not all of it has to be seen.
+        report.settings["interrupted"] = True
     return report
 
 

@@ -114,6 +114,18 @@ def reasons(report: Report) -> list[str]:
     ]
 
 
+def notes(report: Report) -> list[str]:
+    """What one has to know about this run to read it."""
+    found = []
+    kernels = report.machine.get("instruction_set")
+    names = report.names(report.rows, ours=True)
+    if kernels is not None and "bf16" not in kernels and any("mixed" in name for name in names):
+        found.append(f"precision mixed is precision full here: the kernels for {kernels} have no bfloat16 products")
+    if report.settings.get("interrupted"):
+        found.append("interrupted: not all cases were measured")
+    return found
+
+
 def step_cost_lines(report: Report) -> list[str]:
     """What a step of the loop costs beside a map the package does not know."""
     found = []

@@ -6,12 +6,14 @@ import time
 
 import pytest
 
+from attractor_kernels.bench import contenders
 from attractor_kernels.bench.callables import CallableCase, run_callable
 from attractor_kernels.bench.cases import PASSES, Case, Problem
 from attractor_kernels.bench.compiled import fastest
 from attractor_kernels.bench.contenders import NAIVE, Contender, Runner, Unavailable, ours
 from attractor_kernels.bench.peers import ANDERSON, BASELINES, FIXED_POINT_ITER
 from attractor_kernels.bench.runs import Plan, Watcher, run, run_case
+from attractor_kernels.bench.tables import notes
 
 CASE = Case("affine", "sym", 4, 16)
 
@@ -73,6 +75,26 @@ def test_a_plan_runs_as_a_whole():
     assert ("affine", "float64", "forward") in kinds
     assert ("mlp", "float64", "forward") not in kinds  # unless asked for alone
     assert all(row.entries["naive"].seconds for row in report.rows)
+
+
+def test_an_interrupted_run_keeps_what_it_has():
+    plan = Plan(shapes=[(2, 8)], cells=["affine"], dtypes=["float32"], baselines=("naive",), seconds=0.005)
+    seen: list[str] = []
+
+    def doing(what: str) -> None:
+        seen.append(what)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    report = run(plan, Watcher(doing=doing))
+    assert len(report.rows) == 2
+    assert notes(report)[-1].startswith("interrupted")
+
+
+def test_a_case_that_does_not_converge_has_no_speeds(monkeypatch):
+    monkeypatch.setattr(contenders, "MAX_STEPS", 3)
+    row = run_case(Problem(CASE), "forward", [ours("auto", "full"), NAIVE], 0.01)
+    assert all(entry.seconds is None and "nobody was timed" in entry.why for entry in row.entries.values())
 
 
 def test_everything_is_compared_for_the_headline_and_little_elsewhere():
