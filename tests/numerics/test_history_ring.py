@@ -1,8 +1,8 @@
 """The history ring: no slot is read before it is written, the oldest is the one replaced.
 
 A published code rolls its history but reads the first k slots: the zero slots take all the weight, the iterate
-collapses to 0 and the residual is exactly 1. The iterates are compared with the oracle's, slot for slot, while memory that nobody
-has written yet holds NaN.
+collapses to 0 and the residual is exactly 1. The iterates are compared with the oracle's, slot for slot, while memory
+that nobody has written yet holds NaN.
 """
 
 import os
