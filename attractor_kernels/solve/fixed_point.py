@@ -54,7 +54,8 @@ def fixed_point(
         min_steps: fewest evaluations of f. Default 0.
         batch_ndim: leading dimensions of z0 that index independent problems. Default 1.
         mixing_ndim: leading dimensions with Anderson weights of their own, at least batch_ndim. Default batch_ndim.
-            2 on [B, T, D] mixes per token: a causal f then stays causal.
+            2 on [B, T, D] mixes per token: a causal f then stays causal, and Auto is Anderson, because its choice is
+            made from a whole problem's residuals.
         keep: "last" returns the iterate a problem ended at, "best" the one with its lowest relative residual. A
             problem that diverged or met NaN or Inf returns its best finite iterate either way.
         trace: record the residual of every step in info.trace.

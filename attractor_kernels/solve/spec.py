@@ -11,6 +11,8 @@ from torch import Tensor
 from ..backends import registry
 from ..ops._arguments import Tail
 from ..options import (
+    Anderson,
+    Auto,
     Broyden,
     Gradient,
     Implicit,
@@ -126,6 +128,10 @@ def _of_adjoint(spec: Spec) -> Spec:
 
 def _with_tail(spec: Spec) -> Spec:
     solver = spec.solver
+    if isinstance(solver, Auto) and spec.mixing_ndim > spec.batch_ndim:
+        # Auto decides from a whole problem's residuals; within one, a later token would change an earlier one's steps.
+        solver = Anderson(solver.history, solver.damping, solver.ridge)
+        spec = replace(spec, solver=solver)
     if isinstance(solver, Broyden):
         return replace(spec, tail=None)
     tail = Tail(

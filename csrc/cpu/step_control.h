@@ -200,7 +200,8 @@ inline void decide(const StepContext& c, int64_t problem) {
 
   s.write = kPlainStep;
   s.scale = inverse_power(square_root(f2 / double(c.problem.groups * c.problem.entries)));
-  const bool restart = r2 > kStepRestart2 * s.level;
+  // A restart is one problem's decision; between mixing groups it would carry a later token's residual to earlier ones.
+  const bool restart = c.problem.groups == 1 && r2 > kStepRestart2 * s.level;
   if (restart || r2 < s.level) s.level = r2;
   bool anderson = c.options.solver == kAnderson;
   if (c.options.solver == kAuto) {

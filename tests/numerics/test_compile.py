@@ -39,6 +39,7 @@ def test_fullgraph_model(backend, kind):
 
 
 @pytest.mark.needs_compiler
+@pytest.mark.filterwarnings("ignore:`?torch.jit:DeprecationWarning")
 def test_fullgraph_inductor(backend):
     """Through inductor to compiled code, once, at two batch sizes without a break."""
     torch.compiler.reset()

@@ -56,7 +56,8 @@ class AndersonMethod:
         z_before, g_before, r2_before = self.previous
         self.previous = (z, g, r2)
 
-        restart = r2 > RESTART_FACTOR2 * self.level
+        # One problem's decision; between mixing groups it would carry a later token's residual to earlier ones.
+        restart = (r2 > RESTART_FACTOR2 * self.level) & (g.shape[1] == 1)
         self.level = torch.where(restart, r2, torch.minimum(self.level, r2))
         mixes = ~restart  # [P]
         if self.choice is not None:

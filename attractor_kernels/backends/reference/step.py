@@ -115,7 +115,7 @@ def _anderson(
     _set(ring_h[:, :, slot], running, plain.to(history.dtype))
 
     level = control[:, _LEVEL]
-    restart = r2 > RESTART_FACTOR2 * level
+    restart = (r2 > RESTART_FACTOR2 * level) & (groups == 1)
     state[_LEVEL] = torch.where(restart, r2, torch.minimum(level, r2))
     mixes = ~restart & torch.full_like(restart, step > 1)
     if auto:
