@@ -106,7 +106,7 @@ def test_fused_cells(backend, name, size, rows, inputs, dtype, solver, layout, e
         exact = f(exact)
     scale = exact.abs().max().clamp(min=1.0) if rows else torch.tensor(1.0)
     torch.testing.assert_close(z.double() / scale, exact / scale, rtol=0, atol=4 * CLOSE[dtype])
-    if expand and rows:
+    if expand and rows and backend != "reference":
         assert_same_bits(z, z[:1].expand(rows, size))
 
 
