@@ -130,6 +130,7 @@ def anderson_step(
     Raises:
         TypeError, ValueError, RuntimeError: an argument is not as above; the message names it.
 
+    >>> from attractor_kernels.options import Anderson
     >>> z = torch.zeros(4, 3)
     >>> buffers = step_buffers(z, problems=4, groups=1, solver=Anderson())
     >>> while buffers.active:
