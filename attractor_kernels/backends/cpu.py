@@ -38,6 +38,9 @@ def obstacle(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the state is on {device}"
     if dtype not in DTYPES:
         return f"the state is {dtype}, not float32, float64, bfloat16 or float16"
-    if op not in _operators:
-        _operators[op] = torch._C._dispatch_has_kernel_for_dispatch_key(f"attractor_kernels::{op}", "CPU")
     return None if _operators[op] else f"the library has no kernel for {op}"
+
+
+def find_kernel(op: str) -> None:
+    """Notes whether a declared operator has a compiled kernel: asked once, because a compiled graph cannot ask."""
+    _operators[op] = torch._C._dispatch_has_kernel_for_dispatch_key(f"attractor_kernels::{op}", "CPU")

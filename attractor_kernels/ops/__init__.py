@@ -3,7 +3,8 @@
 Their raw forms are `torch.ops.attractor_kernels.*`, which trust their arguments; the functions here check them.
 """
 
-from ._declare import AdjointWarning, SolveResult
+from ..backends import cpu
+from ._declare import OPERATORS, AdjointWarning, SolveResult
 from .anderson_step import StepBuffers, anderson_step, step_buffers
 from .residual_norm import residual_norm
 from .solve_affine import solve_affine
@@ -21,3 +22,6 @@ __all__ = [
     "solve_mlp",
     "step_buffers",
 ]
+
+for _name in (*OPERATORS, "anderson_step", "residual_norm"):
+    cpu.find_kernel(_name)
