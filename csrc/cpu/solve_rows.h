@@ -50,8 +50,9 @@ inline TileShape tile_shape(const SolveOptions& options, const CellCost& cost, i
   int64_t tile = (int64_t(192) << 10) / row_bytes / kMaxRows * kMaxRows;
   const int64_t least = dim >= 512 ? 24 : 12;
   tile = tile < least ? least : tile > kMaxTile ? kMaxTile : tile;
+  // A few rows more than fit cost less than a second round of few rows.
   const int64_t share = (rows + threads - 1) / threads;
-  shape.rows = int(share < tile ? share : tile);
+  shape.rows = int(share < tile + tile / 2 && share <= kMaxTile ? share : tile);
   return shape;
 }
 

@@ -1,14 +1,18 @@
-// The fused solves as torch operators of the CPU, through torch's stable ABI. Schemas and shape checks are
-// attractor_kernels/ops/*.py; here tensors become pointers.
+// The fused solves as torch operators of the CPU, through torch's stable ABI. Schemas are attractor_kernels/ops/*.py;
+// here tensors become pointers.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <initializer_list>
 #include <limits>
 #include <optional>
+#include <string>
 #include <tuple>
 
+#include "../common/small_solve.h"
 #include "../cpu/dispatch.h"
+#include "executor.h"
 
 namespace {
 
@@ -16,15 +20,53 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Solved = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-const ak::Executor& executor() {
-  thread_local ak::Executor value;
-  value.threads = int(torch::stable::get_num_threads());
-  value.run = [](int tasks, void (*body)(void*, int), void* context) {
-    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) body(context, int(task));
-    });
-  };
-  return value;
+// attractor_kernels/ops/*.py say it better, before they call; this keeps a raw call of an operator from reading
+// outside its arguments.
+using Shape = std::initializer_list<int64_t>;
+
+bool has_shape(const Tensor& t, Shape shape) {
+  if (t.dim() != int64_t(shape.size())) return false;
+  int64_t d = 0;
+  for (const int64_t size : shape)
+    if (t.size(d++) != size) return false;
+  return true;
+}
+
+std::string text(const int64_t* sizes, size_t count) {
+  std::string out = "[";
+  for (size_t i = 0; i < count; ++i) out += (i > 0 ? ", " : "") + std::to_string(sizes[i]);
+  return out + "]";
+}
+
+void check(const Tensor& t, const char* name, Shape shape) {
+  STD_TORCH_CHECK(has_shape(t, shape), name, " must have shape ", text(shape.begin(), shape.size()), ", got ",
+                  text(t.sizes().data(), t.sizes().size()));
+  STD_TORCH_CHECK(t.is_cpu(), name, " must be on the CPU, like z0");
+}
+
+void check(const std::optional<Tensor>& t, const char* name, Shape shape) {
+  if (t.has_value()) check(*t, name, shape);
+}
+
+void check_start(const Tensor& z0) {
+  const ScalarType type = z0.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+                      type == ScalarType::BFloat16,
+                  "z0 must be float32, float64, bfloat16 or float16");
+  STD_TORCH_CHECK(z0.dim() == 2, "z0 must have two dimensions, got ", z0.dim());
+}
+
+void check_options(const ak::SolveOptions& o) {
+  STD_TORCH_CHECK(o.solver >= ak::kPicard && o.solver <= ak::kAuto, "solver must be 0, 1 or 2, got ", o.solver);
+  STD_TORCH_CHECK(o.solver == ak::kPicard || (o.history >= 1 && o.history <= ak::kMaxHistory),
+                  "history must be between 1 and ", ak::kMaxHistory, ", got ", o.history);
+  STD_TORCH_CHECK(o.max_steps >= 1, "max_steps must be at least 1, got ", o.max_steps);
+  STD_TORCH_CHECK(o.damping != 0, "damping must not be 0");
+}
+
+int64_t columns(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.dim() == 2, name, " must have two dimensions, got ", t.dim());
+  return t.size(1);
 }
 
 // Half-precision states are solved in float32.
@@ -119,16 +161,25 @@ void with_type(ScalarType type, const Solve& solve) {
 Solved solve_affine(Tensor z0, Tensor u, Tensor weight, std::optional<Tensor> leak, std::optional<Tensor> scale,
                     int64_t activation, int64_t pieces, AK_TAIL) {
   const ak::SolveOptions options AK_OPTIONS;
+  check_start(z0);
+  check_options(options);
+  const int64_t rows = z0.size(0), dim = z0.size(1);
+  check(u, "u", {rows, dim});
+  check(weight, "weight", {dim, dim});
+  check(leak, "leak", {dim});
+  check(scale, "scale", {rows, dim});
+  STD_TORCH_CHECK(pieces >= 0 && (activation != ak::kPartialRelu || pieces <= dim), "pieces must be between 0 and ", dim,
+                  ", got ", pieces);
   const ScalarType type = working_type(z0.scalar_type());
   const Tensor z0_rows = rows_of(z0, type), u_rows = rows_of(u, type), w = in_type(weight, type);
   const auto leak_row = rows_of(leak, type), scale_rows = rows_of(scale, type);
   Output out(z0, type, options, trace);
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
-    const ak::AffineProblem<T> problem{z0.size(0),          z0.size(1),      data<T>(z0_rows),
+    const ak::AffineProblem<T> problem{rows,                dim,             data<T>(z0_rows),
                                        data<T>(u_rows),     matrix<T>(w),    data<T>(leak_row),
                                        data<T>(scale_rows), int(activation), int(pieces)};
-    ak::solve_kernels<T>().affine(problem, options, out.pointers<T>(trace), executor());
+    ak::solve_kernels<T>().affine(problem, options, out.pointers<T>(trace), torch_executor());
   });
   return out.tensors(z0.scalar_type());
 }
@@ -136,6 +187,16 @@ Solved solve_affine(Tensor z0, Tensor u, Tensor weight, std::optional<Tensor> le
 Solved solve_mlp(Tensor z0, Tensor u, Tensor w1, std::optional<Tensor> b1, Tensor w2, std::optional<Tensor> b2,
                  std::optional<Tensor> leak, double skip, int64_t norm, double norm_eps, int64_t activation, AK_TAIL) {
   const ak::SolveOptions options AK_OPTIONS;
+  check_start(z0);
+  check_options(options);
+  const int64_t rows = z0.size(0), dim = z0.size(1);
+  const int64_t hidden = columns(w2, "w2"), wide = activation == ak::kSwiglu ? 2 * hidden : hidden;
+  check(u, "u", {rows, dim});
+  check(w1, "w1", {wide, dim});
+  check(b1, "b1", {wide});
+  check(w2, "w2", {dim, hidden});
+  check(b2, "b2", {dim});
+  check(leak, "leak", {dim});
   const ScalarType type = working_type(z0.scalar_type());
   const Tensor z0_rows = rows_of(z0, type), u_rows = rows_of(u, type);
   const Tensor w1_typed = in_type(w1, type), w2_typed = in_type(w2, type);
@@ -143,9 +204,9 @@ Solved solve_mlp(Tensor z0, Tensor u, Tensor w1, std::optional<Tensor> b1, Tenso
   Output out(z0, type, options, trace);
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
-    const ak::MlpProblem<T> problem{.rows = z0.size(0),
-                                    .dim = z0.size(1),
-                                    .hidden = w2.size(1),
+    const ak::MlpProblem<T> problem{.rows = rows,
+                                    .dim = dim,
+                                    .hidden = hidden,
                                     .z0 = data<T>(z0_rows),
                                     .u = data<T>(u_rows),
                                     .w1 = matrix<T>(w1_typed),
@@ -157,7 +218,7 @@ Solved solve_mlp(Tensor z0, Tensor u, Tensor w1, std::optional<Tensor> b1, Tenso
                                     .norm = int(norm),
                                     .norm_eps = T(norm_eps),
                                     .activation = int(activation)};
-    ak::solve_kernels<T>().mlp(problem, options, out.pointers<T>(trace), executor());
+    ak::solve_kernels<T>().mlp(problem, options, out.pointers<T>(trace), torch_executor());
   });
   return out.tensors(z0.scalar_type());
 }
@@ -166,6 +227,19 @@ template <bool adjoint>
 Solved solve_mlp_linear(Tensor z0, Tensor v, Tensor q, Tensor n, Tensor rinv, Tensor w1, Tensor w2,
                         std::optional<Tensor> leak, double skip, int64_t norm, AK_TAIL) {
   const ak::SolveOptions options AK_OPTIONS;
+  check_start(z0);
+  check_options(options);
+  const int64_t rows = z0.size(0), dim = z0.size(1);
+  const int64_t hidden = columns(w2, "w2"), wide = columns(q, "q");
+  STD_TORCH_CHECK(wide == hidden || wide == 2 * hidden, "q must have ", hidden, " or ", 2 * hidden, " columns, got ",
+                  wide);
+  check(v, "v", {rows, dim});
+  check(q, "q", {rows, wide});
+  check(n, "n", {rows, dim});
+  check(rinv, "rinv", {rows});
+  check(w1, "w1", {wide, dim});
+  check(w2, "w2", {dim, hidden});
+  check(leak, "leak", {dim});
   const ScalarType type = working_type(z0.scalar_type());
   const Tensor z0_rows = rows_of(z0, type), v_rows = rows_of(v, type), q_rows = rows_of(q, type);
   const Tensor n_rows = rows_of(n, type), rinv_row = rows_of(rinv, type);
@@ -174,9 +248,9 @@ Solved solve_mlp_linear(Tensor z0, Tensor v, Tensor q, Tensor n, Tensor rinv, Te
   Output out(z0, type, options, trace);
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
-    const ak::MlpLinearProblem<T> problem{.rows = z0.size(0),
-                                          .dim = z0.size(1),
-                                          .hidden = w2.size(1),
+    const ak::MlpLinearProblem<T> problem{.rows = rows,
+                                          .dim = dim,
+                                          .hidden = hidden,
                                           .w0 = data<T>(z0_rows),
                                           .v = data<T>(v_rows),
                                           .q = data<T>(q_rows),
@@ -188,21 +262,26 @@ Solved solve_mlp_linear(Tensor z0, Tensor v, Tensor q, Tensor n, Tensor rinv, Te
                                           .skip = T(skip),
                                           .norm = int(norm),
                                           .adjoint = adjoint};
-    ak::solve_kernels<T>().mlp_linear(problem, options, out.pointers<T>(trace), executor());
+    ak::solve_kernels<T>().mlp_linear(problem, options, out.pointers<T>(trace), torch_executor());
   });
   return out.tensors(z0.scalar_type());
 }
 
 Solved solve_gated(Tensor z0, Tensor u, Tensor weight, AK_TAIL) {
   const ak::SolveOptions options AK_OPTIONS;
+  check_start(z0);
+  check_options(options);
+  const int64_t rows = z0.size(0), dim = z0.size(1);
+  check(u, "u", {rows, 2 * dim});
+  check(weight, "weight", {2 * dim, dim});
   const ScalarType type = working_type(z0.scalar_type());
   const Tensor z0_rows = rows_of(z0, type), u_rows = rows_of(u, type), w = in_type(weight, type);
   Output out(z0, type, options, trace);
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
     const ak::GatedProblem<T> problem{
-        .rows = z0.size(0), .dim = z0.size(1), .z0 = data<T>(z0_rows), .u = data<T>(u_rows), .weight = matrix<T>(w)};
-    ak::solve_kernels<T>().gated(problem, options, out.pointers<T>(trace), executor());
+        .rows = rows, .dim = dim, .z0 = data<T>(z0_rows), .u = data<T>(u_rows), .weight = matrix<T>(w)};
+    ak::solve_kernels<T>().gated(problem, options, out.pointers<T>(trace), torch_executor());
   });
   return out.tensors(z0.scalar_type());
 }
@@ -210,21 +289,28 @@ Solved solve_gated(Tensor z0, Tensor u, Tensor weight, AK_TAIL) {
 template <bool adjoint>
 Solved solve_gated_linear(Tensor z0, Tensor v, Tensor q, Tensor c, Tensor weight, AK_TAIL) {
   const ak::SolveOptions options AK_OPTIONS;
+  check_start(z0);
+  check_options(options);
+  const int64_t rows = z0.size(0), dim = z0.size(1);
+  check(v, "v", {rows, dim});
+  check(q, "q", {rows, 2 * dim});
+  check(c, "c", {rows, dim});
+  check(weight, "weight", {2 * dim, dim});
   const ScalarType type = working_type(z0.scalar_type());
   const Tensor z0_rows = rows_of(z0, type), v_rows = rows_of(v, type), q_rows = rows_of(q, type);
   const Tensor c_rows = rows_of(c, type), w = in_type(weight, type);
   Output out(z0, type, options, trace);
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
-    const ak::GatedLinearProblem<T> problem{.rows = z0.size(0),
-                                            .dim = z0.size(1),
+    const ak::GatedLinearProblem<T> problem{.rows = rows,
+                                            .dim = dim,
                                             .w0 = data<T>(z0_rows),
                                             .v = data<T>(v_rows),
                                             .q = data<T>(q_rows),
                                             .c = data<T>(c_rows),
                                             .weight = matrix<T>(w),
                                             .adjoint = adjoint};
-    ak::solve_kernels<T>().gated_linear(problem, options, out.pointers<T>(trace), executor());
+    ak::solve_kernels<T>().gated_linear(problem, options, out.pointers<T>(trace), torch_executor());
   });
   return out.tensors(z0.scalar_type());
 }

@@ -177,6 +177,41 @@ def test_wrong_arguments_of_the_other_cells():
         ak.ops.solve_gated(z, z, torch.zeros(6, 3))
 
 
+@pytest.mark.skipif(not ak.backends.available()["cpu"].usable, reason="the compiled CPU kernels are not built")
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_raw_call_cannot_read_outside_its_arguments(name):
+    """The compiled operators themselves: each tensor too short, too long, or of another number of dimensions."""
+    op, arguments = operator("attractor_kernels", name), problem(name)
+    arguments = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
+    assert (op(*arguments, *PICARD)[3] == 0).all()
+    tensors = [i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor)]
+    for i in tensors:
+        t = arguments[i]
+        for d in range(t.dim()):
+            for wrong in (t.narrow(d, 0, t.shape[d] - 1), torch.cat([t, t], d), t.unsqueeze(d)):
+                given = [*arguments[:i], wrong, *arguments[i + 1 :]]
+                with pytest.raises(RuntimeError, match="must have"):
+                    op(*given, *PICARD)
+
+
+@pytest.mark.skipif(not ak.backends.available()["cpu"].usable, reason="the compiled CPU kernels are not built")
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, 3, "solver must be 0, 1 or 2, got 3"),
+        (1, 0, "history must be between 1 and 32, got 0"),
+        (1, 33, "history must be between 1 and 32, got 33"),
+        (2, 0.0, "damping must not be 0"),
+        (6, 0, "max_steps must be at least 1, got 0"),
+    ],
+)
+def test_a_raw_call_checks_its_options(place, value, message):
+    tail = [1, *PICARD[1:]]
+    tail[place] = value
+    with pytest.raises(RuntimeError, match=message):
+        operator("attractor_kernels", "solve_affine")(*problem("solve_affine"), *tail)
+
+
 def test_a_failed_adjoint_warns():
     """The contraction of this map at its fixed point is 0.95: ten steps cannot solve its adjoint."""
     u = torch.zeros(2, 3, dtype=torch.float64).requires_grad_()
