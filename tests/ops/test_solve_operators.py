@@ -188,7 +188,7 @@ def test_a_raw_call_cannot_read_outside_its_arguments(name):
     for i in tensors:
         t = arguments[i]
         for d in range(t.dim()):
-            for wrong in (t.narrow(d, 0, t.shape[d] - 1), torch.cat([t, t], d), t.unsqueeze(d)):
+            for wrong in (t.narrow(d, 0, t.shape[d] - 1), torch.cat([t, t, t], d), t.unsqueeze(d)):
                 given = [*arguments[:i], wrong, *arguments[i + 1 :]]
                 with pytest.raises(RuntimeError, match="must have"):
                     op(*given, *PICARD)
