@@ -35,7 +35,8 @@ X86_FLAGS = {
     "portable": ["-march=x86-64-v2"],
     "avx2": ["-mavx2", "-mfma", "-mbmi2", "-mf16c"],
     "avx512": ["-march=x86-64-v4"],
-    "avx512bf16": ["-march=x86-64-v4", "-mavx512bf16"],
+    "avx512vnni": ["-march=x86-64-v4", "-mavx512vnni"],
+    "avx512bf16": ["-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16"],
 }
 
 

@@ -104,32 +104,27 @@ void secant_advance(AndersonRow<T>& row, int64_t ld, T damping, double ridge, co
   }
 }
 
-// In: iterate x and f(x) in `f`. Out: the next iterate in `f`. ld covers the row in whole vectors, padding zero.
+// h and g of a step are kept, h goes to `f`; nothing else is done with them.
 template <class T>
-void anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, double ridge, double r2, const T* x,
-                      T* f) {
-  const bool restart = row.level >= 0 && r2 > kRestartFactor2 * row.level;
-  if (restart) row.clear();
-  if (row.level < 0 || r2 < row.level) row.level = r2;
-
+void plain_advance(AndersonRow<T>& row, int64_t ld, T damping, const T* x, T* f) {
   const Vec<T> beta = broadcast<T>(damping);
-  if (!row.primed) {
-    for (int64_t i = 0; i < ld; i += kLanes<T>) {
-      const Vec<T> xi = load(x + i), fi = load(f + i);
-      const Vec<T> g = fi - xi;
-      const Vec<T> h = damping == T(1) ? fi : fma<T>(beta, g, xi);
-      store(row.previous_g + i, g);
-      store(row.previous_h + i, h);
-      store(f + i, h);
-    }
-    row.primed = true;
-    return;
+  for (int64_t i = 0; i < ld; i += kLanes<T>) {
+    const Vec<T> xi = load(x + i), fi = load(f + i);
+    const Vec<T> g = fi - xi;
+    const Vec<T> h = damping == T(1) ? fi : fma<T>(beta, g, xi);
+    store(row.previous_g + i, g);
+    store(row.previous_h + i, h);
+    store(f + i, h);
   }
+}
 
-  if (history == 1) return secant_advance<T>(row, ld, damping, ridge, x, f);
+// The differences of this step and the last become the newest column, and h goes to `f`. Returns <dG, g>.
+template <class T>
+double add_column(AndersonRow<T>& row, int64_t ld, int history, T damping, const T* x, T* f) {
   const int slot = row.next;
   T* const new_g = row.g + slot * ld;
   T* const new_p = row.p + slot * ld;
+  const Vec<T> beta = broadcast<T>(damping);
   Vec<T> square{}, along{};
   for (int64_t i = 0; i < ld; i += kLanes<T>) {
     const Vec<T> xi = load(x + i), fi = load(f + i);
@@ -146,16 +141,15 @@ void anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, d
   }
   row.next = slot + 1 == history ? 0 : slot + 1;
   if (row.used < history) row.used += 1;
-
-  double rhs[kMaxHistory], gamma[kMaxHistory];
-  int order[kMaxHistory];  // oldest to newest
-  for (int i = 0; i < row.used; ++i) {
-    const int s = row.next - row.used + i;
-    order[i] = s < 0 ? s + history : s;
-  }
   row.gram[slot * history + slot] = double(sum_lanes<T>(square));
-  rhs[slot] = double(sum_lanes<T>(along));
-  const int others = row.used - 1;
+  return double(sum_lanes<T>(along));
+}
+
+// rhs of the columns, and the new row of the Gram matrix where slot `fresh` holds a new column, the last in `order`.
+template <class T>
+void take_dots(AndersonRow<T>& row, int64_t ld, int history, const int* order, int fresh, double* rhs) {
+  const int others = fresh < 0 ? row.used : row.used - 1;
+  const T* const newest = fresh < 0 ? row.previous_g : row.g + fresh * ld;
   for (int first = 0; first < others; first += 4) {
     const int count = others - first < 4 ? others - first : 4;
     const T* column[4];
@@ -163,30 +157,28 @@ void anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, d
     for (int j = 0; j < count; ++j) column[j] = row.g + order[first + j] * ld;
     switch (count) {
       case 1:
-        dots<T, 1>(ld, column, new_g, row.previous_g, pair);
+        dots<T, 1>(ld, column, newest, row.previous_g, pair);
         break;
       case 2:
-        dots<T, 2>(ld, column, new_g, row.previous_g, pair);
+        dots<T, 2>(ld, column, newest, row.previous_g, pair);
         break;
       case 3:
-        dots<T, 3>(ld, column, new_g, row.previous_g, pair);
+        dots<T, 3>(ld, column, newest, row.previous_g, pair);
         break;
       default:
-        dots<T, 4>(ld, column, new_g, row.previous_g, pair);
+        dots<T, 4>(ld, column, newest, row.previous_g, pair);
     }
     for (int j = 0; j < count; ++j) {
       const int s = order[first + j];
-      row.gram[s * history + slot] = row.gram[slot * history + s] = pair[j].with_new;
       rhs[s] = pair[j].with_g;
+      if (fresh >= 0) row.gram[s * history + fresh] = row.gram[fresh * history + s] = pair[j].with_new;
     }
   }
-  const int solved = small_solve<double>(row.gram, history, rhs, order, row.used, ridge, kPivotFloor<T>, gamma);
-  if (solved == 0) {
-    const double level = row.level;
-    row.used = row.next = 0;
-    row.level = level;
-    return;
-  }
+}
+
+// f -= sum_j gamma_j P_j
+template <class T>
+void subtract_all(const AndersonRow<T>& row, int64_t ld, const int* order, const double* gamma, T* f) {
   for (int first = 0; first < row.used; first += 4) {
     const int count = row.used - first < 4 ? row.used - first : 4;
     const T* column[4];
@@ -209,6 +201,44 @@ void anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, d
         subtract_columns<T, 4>(ld, column, weight, f);
     }
   }
+}
+
+// In: iterate x and f(x) in `f`. Out: the next iterate in `f`. ld covers the row in whole vectors, padding zero.
+// jumped: the map is not quite the one of the step before, so that the difference of the two says nothing.
+template <class T>
+void anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, double ridge, double r2, const T* x,
+                      T* f, bool jumped) {
+  const bool restart = row.level >= 0 && r2 > kRestartFactor2 * row.level;
+  if (restart) row.clear();
+  if (row.level < 0 || r2 < row.level) row.level = r2;
+
+  if (!row.primed || (jumped && (history == 1 || row.used == 0))) {
+    plain_advance(row, ld, damping, x, f);
+    row.primed = true;
+    return;
+  }
+
+  if (history == 1) return secant_advance<T>(row, ld, damping, ridge, x, f);
+  double rhs[kMaxHistory], gamma[kMaxHistory];
+  const int slot = row.next;
+  if (jumped)
+    plain_advance(row, ld, damping, x, f);
+  else
+    rhs[slot] = add_column(row, ld, history, damping, x, f);
+  int order[kMaxHistory];  // oldest to newest
+  for (int i = 0; i < row.used; ++i) {
+    const int s = row.next - row.used + i;
+    order[i] = s < 0 ? s + history : s;
+  }
+  take_dots(row, ld, history, order, jumped ? -1 : slot, rhs);
+  const int solved = small_solve<double>(row.gram, history, rhs, order, row.used, ridge, kPivotFloor<T>, gamma);
+  if (solved == 0) {
+    const double level = row.level;
+    row.used = row.next = 0;
+    row.level = level;
+    return;
+  }
+  subtract_all(row, ld, order, gamma, f);
 }
 
 }  // namespace ak::AK_ISA

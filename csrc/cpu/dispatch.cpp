@@ -28,6 +28,7 @@
 
 #if defined(__x86_64__)
 AK_DECLARE(avx512bf16)
+AK_DECLARE(avx512vnni)
 AK_DECLARE(avx512)
 AK_DECLARE(avx2)
 #endif
@@ -45,7 +46,8 @@ bool has_avx512() {
 
 const InstructionSet kSets[] = {
 #if defined(__x86_64__)
-    AK_ENTRY(avx512bf16, has_avx512() && __builtin_cpu_supports("avx512bf16")),
+    AK_ENTRY(avx512bf16, has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16")),
+    AK_ENTRY(avx512vnni, has_avx512() && __builtin_cpu_supports("avx512vnni")),
     AK_ENTRY(avx512, has_avx512()),
     AK_ENTRY(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
                        __builtin_cpu_supports("f16c")),

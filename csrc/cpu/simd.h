@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -199,6 +200,45 @@ inline void copy_padded(T* to, const T* from, int64_t n, int64_t padded) {
 template <class T>
 inline T sum_lanes(Vec<T> v) {
   return sum_half<T, AK_VECTOR_BYTES>(v);
+}
+
+// The lanes of a and b in turn: of their first halves, or of their second.
+template <class T, bool second, size_t... lane>
+inline Vec<T> interleave(Vec<T> a, Vec<T> b, std::index_sequence<lane...>) {
+  constexpr int from = second ? kLanes<T> / 2 : 0;
+  return __builtin_shufflevector(a, b, (from + int(lane) / 2 + (lane % 2 ? kLanes<T> : 0))...);
+}
+
+// A square of kLanes vectors transposed.
+template <class T>
+inline void turn(Vec<T>* v) {
+  constexpr int lanes = kLanes<T>;
+  constexpr std::make_index_sequence<lanes> each{};
+  for (int round = 1; round < lanes; round *= 2) {
+    Vec<T> next[lanes];
+    for (int i = 0; i < lanes / 2; ++i) {
+      next[2 * i] = interleave<T, false>(v[i], v[i + lanes / 2], each);
+      next[2 * i + 1] = interleave<T, true>(v[i], v[i + lanes / 2], each);
+    }
+    for (int i = 0; i < lanes; ++i) v[i] = next[i];
+  }
+}
+
+// v with the lanes from n on zero, whatever they held.
+template <class T>
+inline Vec<T> keep_first(Vec<T> v, int64_t n) {
+  using Int = typename IntOf<T>::type;
+  IntVec<T> lane;
+  for (int l = 0; l < kLanes<T>; ++l) lane[l] = l;
+  return (Vec<T>)((IntVec<T>)v & (lane < Int(n) - IntVec<T>{}));
+}
+
+// body(i, keep) over a row's vectors; keep(v) is v with the lanes past the row's end zero.
+template <class T, class Body>
+inline void for_row(int64_t n, const Body& body) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) body(i, [](Vec<T> v) { return v; });
+  if (i < n) body(i, [valid = n - i](Vec<T> v) { return keep_first<T>(v, valid); });
 }
 
 }  // namespace ak::AK_ISA

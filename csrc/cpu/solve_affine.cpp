@@ -94,149 +94,54 @@ RowFunction<T> row_function(const AffineProblem<T>& p, bool watched) {
   }
 }
 
-#if defined(__AVX512BF16__) || defined(AK_EMULATE_BFLOAT16)
-template <class T>
-constexpr bool kHasMixed = sizeof(T) == 4;
-#else
-template <class T>
-constexpr bool kHasMixed = false;
-#endif
-
-// precision="mixed": a row keeps its product a = W x and adds W d for the change d of x, W and d in bfloat16. What
-// rounding d leaves behind is added to the next d, so a errs by the rounding of W alone, in proportion to the
-// distance from where a was last computed in full: it is, whenever the residual has fallen by this factor since.
-constexpr double kRefresh2 = 1e-4;
-
-struct MixedRow {
-  double level2;  // squared relative residual at the last full product
-  bool valid, refresh;
-};
-
+// A slot holds u, scale where there is one, and what the product keeps.
 template <class T>
 class AffineMap {
  public:
-  AffineMap(const AffineProblem<T>& problem, const PackedMatrix<T>& weight, const PackedMatrix<T>& leak,
-            const PackedMatrix<uint32_t>* pairs)
+  AffineMap(const AffineProblem<T>& problem, const Weights<T>& weight, const Weights<T>& leak)
       : problem_(problem),
-        weight_(weight),
-        leak_(leak.data),
-        pairs_(pairs),
+        refresh2_(weight.refresh2()),
+        product_(weight),
+        leak_(leak.full.data),
         ld_(round_up(problem.dim, kLanes<T>)),
-        scale_at_(ld_),
-        product_at_(ld_ * (problem.scale != nullptr ? 2 : 1)),
+        kept_at_(ld_ * (problem.scale != nullptr ? 2 : 1)),
         plain_(row_function(problem, false)),
         watched_(row_function(problem, true)) {}
 
-  int64_t slot_elements() const {
-    // In mixed precision also the product, the x it stands for, the pairs of d, and the row's state.
-    return product_at_ + (pairs_ != nullptr ? 3 * ld_ + int64_t(sizeof(MixedRow) / sizeof(T)) : 0) + kLanes<T>;
-  }
+  int64_t slot_elements() const { return kept_at_ + product_.elements(); }
+  double refresh2() const { return refresh2_; }
 
   void load(T* constants, int64_t row) {
     copy_padded(constants, problem_.u + row * problem_.dim, problem_.dim, ld_);
-    if (problem_.scale != nullptr)
-      copy_padded(constants + scale_at_, problem_.scale + row * problem_.dim, problem_.dim, ld_);
-    if (pairs_ != nullptr) *mixed_row(constants) = {0, false, false};
+    if (problem_.scale != nullptr) copy_padded(constants + ld_, problem_.scale + row * problem_.dim, problem_.dim, ld_);
   }
 
   void evaluate(int n, Evaluation<T>* rows) {
-    if constexpr (kHasMixed<T>) {
-      if (pairs_ != nullptr) return evaluate_mixed(n, rows);
+    const T *x[kMaxTile], *products[kMaxTile];
+    T *kept[kMaxTile], *f[kMaxTile];
+    bool exact[kMaxTile];
+    for (int i = 0; i < n; ++i) {
+      x[i] = rows[i].zero ? nullptr : rows[i].x;
+      kept[i] = rows[i].constants + kept_at_;
+      f[i] = rows[i].f;
+      exact[i] = rows[i].exact;
     }
-    products(n, rows, [](const Evaluation<T>& e) { return e.f; });
-    for (int i = 0; i < n; ++i) finish(rows[i], rows[i].f);
+    product_.apply(n, x, exact, kept, f, products);
+    for (int i = 0; i < n; ++i) {
+      Evaluation<T>& e = rows[i];
+      const AffineOperands<T> operands{e.x,         products[i],       e.f,
+                                       e.constants, e.constants + ld_, leak_,
+                                       e.previous,  problem_.dim,      problem_.dim - problem_.pieces};
+      (e.previous != nullptr ? watched_ : plain_)(operands, e.r2, e.f2, e.dot);
+    }
   }
 
  private:
-  static constexpr int kStateAt = 3;  // in rows after the product
-
-  T* product(T* constants) const { return constants + product_at_; }
-  T* stands_for(T* constants) const { return constants + product_at_ + ld_; }
-  uint32_t* change(T* constants) const { return reinterpret_cast<uint32_t*>(constants + product_at_ + 2 * ld_); }
-  MixedRow* mixed_row(T* constants) const {
-    return reinterpret_cast<MixedRow*>(constants + product_at_ + kStateAt * ld_);
-  }
-
-  // Full products of the rows for which `to` names a place.
-  template <class To>
-  void products(int n, const Evaluation<T>* rows, const To& to) {
-    const T* x[kMaxTile];
-    T* out[kMaxTile];
-    int count = 0;
-    for (int i = 0; i < n; ++i) {
-      T* const place = to(rows[i]);
-      if (place == nullptr) continue;
-      if (rows[i].zero) {
-        std::memset(place, 0, size_t(ld_) * sizeof(T));
-      } else {
-        x[count] = rows[i].x;
-        out[count++] = place;
-      }
-    }
-    multiply<T>(weight_, count, x, out);
-  }
-
-  void finish(Evaluation<T>& e, const T* product) const {
-    const AffineOperands<T> operands{e.x,
-                                     product,
-                                     e.f,
-                                     e.constants,
-                                     e.constants + scale_at_,
-                                     leak_,
-                                     e.previous,
-                                     problem_.dim,
-                                     problem_.dim - problem_.pieces};
-    (e.previous != nullptr ? watched_ : plain_)(operands, e.r2, e.f2, e.dot);
-  }
-
-  void evaluate_mixed(int n, Evaluation<T>* rows) {
-    const uint32_t* changes[kMaxTile];
-    T* out[kMaxTile];
-    int count = 0;
-    for (int i = 0; i < n; ++i) {
-      Evaluation<T>& e = rows[i];
-      const MixedRow& state = *mixed_row(e.constants);
-      e.exact = e.must_be_exact || !state.valid || state.refresh;
-      if (e.exact) {
-        std::memcpy(stands_for(e.constants), e.x, size_t(ld_) * sizeof(T));
-      } else {
-        take_change(e.x, stands_for(e.constants), change(e.constants));
-        changes[count] = change(e.constants);
-        out[count++] = product(e.constants);
-      }
-    }
-    products(n, rows, [&](const Evaluation<T>& e) { return e.exact ? product(e.constants) : nullptr; });
-    if constexpr (kHasMixed<T>) multiply_rows<Bfloat16Pairs>(*pairs_, count, changes, out, true);
-    for (int i = 0; i < n; ++i) {
-      Evaluation<T>& e = rows[i];
-      finish(e, product(e.constants));
-      MixedRow& state = *mixed_row(e.constants);
-      const double level2 = e.f2 > 0 ? e.r2 / e.f2 : 0;
-      if (e.exact) state = {level2, true, false};
-      state.refresh = level2 < kRefresh2 * state.level2;
-    }
-  }
-
-  // d = bfloat16(x - last), last += d.
-  void take_change(const T* x, T* last, uint32_t* pairs) const {
-    if constexpr (kHasMixed<T>) {
-      typedef uint16_t Half __attribute__((vector_size(AK_VECTOR_BYTES / 2)));
-      for (int64_t i = 0; i < ld_; i += kLanes<T>) {
-        const Vec<T> before = ::ak::AK_ISA::load(last + i);
-        const Vec<uint32_t> bits = (Vec<uint32_t>)(::ak::AK_ISA::load(x + i) - before);
-        const Vec<uint32_t> rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-        store(last + i, before + (Vec<T>)(rounded << 16));
-        const Half half = __builtin_convertvector(rounded, Half);
-        std::memcpy(reinterpret_cast<uint16_t*>(pairs) + i, &half, sizeof half);
-      }
-    }
-  }
-
   const AffineProblem<T>& problem_;
-  const PackedMatrix<T>& weight_;
-  const T* const leak_;                        // padded; unused without leak
-  const PackedMatrix<uint32_t>* const pairs_;  // null: full precision
-  const int64_t ld_, scale_at_, product_at_;
+  const double refresh2_;
+  const RowProduct<T> product_;
+  const T* const leak_;  // padded; unused without leak
+  const int64_t ld_, kept_at_;
   const RowFunction<T> plain_, watched_;
 };
 
@@ -246,15 +151,12 @@ void solve(const AffineProblem<T>& problem, const SolveOptions& options, const S
   const double products = double(problem.dim) * double(problem.dim);
   const CellCost cost{products, double(problem.dim)};
   const int threads = threads_for(problem.rows, products, executor.threads);
-  PackedMatrix<T> weight, leak;
-  PackedMatrix<uint32_t> pairs;
-  // "best" compares residuals of different steps, which in mixed precision are not of one kind.
-  const bool mixed = kHasMixed<T> && options.mixed && !options.keep_best;
-  const PackRequest<T> requests[] = {{problem.weight, &weight, mixed ? &pairs : nullptr},
+  Weights<T> weight, leak;
+  const PackRequest<T> requests[] = {{problem.weight, &weight, narrow_allowed(options)},
                                      {vector_view(problem.leak, problem.dim), &leak}};
   pack(requests, problem.leak != nullptr ? 2 : 1, threads, executor);
   solve_rows<T>(problem.rows, problem.dim, cost, options, problem.z0, result, threads, executor,
-                [&] { return AffineMap<T>(problem, weight, leak, mixed ? &pairs : nullptr); });
+                [&] { return AffineMap<T>(problem, weight, leak); });
 }
 
 template <class T>
@@ -262,8 +164,8 @@ TilePlan tile_plan(int64_t rows, int64_t dim, const SolveOptions& options, int t
   const CellCost cost{double(dim) * double(dim), double(dim)};
   const int used = threads_for(rows, cost.products, threads);
   const AffineProblem<T> problem{.rows = rows, .dim = dim};
-  const PackedMatrix<T> weight{nullptr, int(dim), int(dim)};
-  AffineMap<T> map(problem, weight, weight, nullptr);
+  const Weights<T> weight{.full = {nullptr, int(dim), int(dim)}};
+  AffineMap<T> map(problem, weight, weight);
   const TileShape shape = tile_shape<T>(options, cost, rows, dim, map.slot_elements(), used);
   const Tile<T, AffineMap<T>> tile(map, dim, shape, options, nullptr, {}, rows);
   return {shape.rows,

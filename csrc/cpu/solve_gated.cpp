@@ -48,10 +48,11 @@ void gated_row(Evaluation<T>& e, const T* a, const Pairs<T>& pairs) {
 template <class T>
 class GatedMap {
  public:
-  GatedMap(const GatedProblem<T>& problem, const PackedMatrix<T>& weight)
-      : problem_(problem), weight_(weight), pairs_(problem.dim) {}
+  GatedMap(const GatedProblem<T>& problem, const Weights<T>& weight)
+      : problem_(problem), refresh2_(weight.refresh2()), product_(weight), pairs_(problem.dim) {}
 
-  int64_t slot_elements() const { return 2 * pairs_.ld + pairs_.product; }
+  int64_t slot_elements() const { return 2 * pairs_.ld + pairs_.product + product_.elements(); }
+  double refresh2() const { return refresh2_; }
 
   void load(T* constants, int64_t row) {
     pairs_.load_constants(constants, problem_.u, row);
@@ -59,18 +60,19 @@ class GatedMap {
   }
 
   void evaluate(int n, Evaluation<T>* rows) {
-    const T* x[kMaxTile];
-    T* out[kMaxTile];
-    int count = 0;
+    const T *x[kMaxTile], *a[kMaxTile];
+    T *kept[kMaxTile], *out[kMaxTile];
+    bool exact[kMaxTile];
     for (int i = 0; i < n; ++i) {
-      if (rows[i].zero) continue;  // load left W 0 = 0
-      x[count] = rows[i].x;
-      out[count++] = products(rows[i].constants);
+      x[i] = rows[i].zero ? nullptr : rows[i].x;
+      out[i] = products(rows[i].constants);
+      kept[i] = out[i] + pairs_.product;
+      exact[i] = rows[i].exact;
     }
-    multiply<T>(weight_, count, x, out);
+    product_.apply(n, x, exact, kept, out, a);
     for (int i = 0; i < n; ++i) {
       Evaluation<T>& e = rows[i];
-      (e.previous != nullptr ? gated_row<T, true> : gated_row<T, false>)(e, products(e.constants), pairs_);
+      (e.previous != nullptr ? gated_row<T, true> : gated_row<T, false>)(e, a[i], pairs_);
     }
   }
 
@@ -78,7 +80,8 @@ class GatedMap {
   T* products(T* constants) const { return constants + 2 * pairs_.ld; }
 
   const GatedProblem<T>& problem_;
-  const PackedMatrix<T>& weight_;
+  const double refresh2_;
+  const RowProduct<T> product_;
   const Pairs<T> pairs_;
 };
 
@@ -90,7 +93,7 @@ void scale_pair(const T* w, const T* q, T* out, const Pairs<T>& pairs) {
       store(out + half * pairs.dim + i, load(q + half * pairs.ld + i) * load(w + i));
 }
 
-// c x + v plus, adjoint, the product that lies in f already; else q1 a_s + q2 a_c, a = W x.
+// c x + v plus, adjoint, a; else q1 a_s + q2 a_c.
 template <class T, bool adjoint, bool watched>
 void linear_row(Evaluation<T>& e, const T* a, const Pairs<T>& pairs) {
   const int64_t dim = pairs.dim;
@@ -103,7 +106,7 @@ void linear_row(Evaluation<T>& e, const T* a, const Pairs<T>& pairs) {
     const Vec<T> x = load(x_row + i);
     Vec<T> f = load(v + i);
     if constexpr (adjoint)
-      f += load(f_row + i);
+      f += load(a + i);
     else
       f = fma<T>(load(q1 + i), load(a + i), fma<T>(load(q2 + i), load(a + dim + i), f));
     f = keep(fma<T>(load(c + i), x, f));
@@ -117,10 +120,11 @@ template <class T, bool adjoint>
 class GatedLinearMap {
  public:
   // weight: W, transposed for the adjoint
-  GatedLinearMap(const GatedLinearProblem<T>& problem, const PackedMatrix<T>& weight)
-      : problem_(problem), weight_(weight), pairs_(problem.dim) {}
+  GatedLinearMap(const GatedLinearProblem<T>& problem, const Weights<T>& weight)
+      : problem_(problem), refresh2_(weight.refresh2()), product_(weight), pairs_(problem.dim) {}
 
-  int64_t slot_elements() const { return 4 * pairs_.ld + pairs_.product; }
+  int64_t slot_elements() const { return 4 * pairs_.ld + pairs_.product + product_.elements(); }
+  double refresh2() const { return refresh2_; }
 
   void load(T* constants, int64_t row) {
     const int64_t dim = pairs_.dim, ld = pairs_.ld;
@@ -131,19 +135,22 @@ class GatedLinearMap {
   }
 
   void evaluate(int n, Evaluation<T>* rows) {
-    const T* x[kMaxTile];
-    T* out[kMaxTile];
+    const T *x[kMaxTile], *a[kMaxTile];
+    T *kept[kMaxTile], *out[kMaxTile];
+    bool exact[kMaxTile];
     for (int i = 0; i < n; ++i) {
       T* const pair = product(rows[i].constants);
       if constexpr (adjoint) scale_pair(rows[i].x, rows[i].constants + 2 * pairs_.ld, pair, pairs_);
       x[i] = adjoint ? pair : rows[i].x;
       out[i] = adjoint ? rows[i].f : pair;
+      kept[i] = pair + pairs_.product;
+      exact[i] = rows[i].exact;
     }
-    multiply<T>(weight_, n, x, out);
+    product_.apply(n, x, exact, kept, out, a);
     for (int i = 0; i < n; ++i) {
       Evaluation<T>& e = rows[i];
       const auto pass = e.previous != nullptr ? linear_row<T, adjoint, true> : linear_row<T, adjoint, false>;
-      pass(e, product(e.constants), pairs_);
+      pass(e, a[i], pairs_);
     }
   }
 
@@ -151,7 +158,8 @@ class GatedLinearMap {
   T* product(T* constants) const { return constants + 4 * pairs_.ld; }
 
   const GatedLinearProblem<T>& problem_;
-  const PackedMatrix<T>& weight_;
+  const double refresh2_;
+  const RowProduct<T> product_;
   const Pairs<T> pairs_;
 };
 
@@ -163,8 +171,8 @@ void solve_packed(const Problem& problem, const Matrix<T>& matrix, const T* star
   const double dim = double(problem.dim);
   const CellCost cost{2 * dim * dim, activations * dim};
   const int threads = threads_for_cell(problem.rows, cost, executor.threads);
-  PackedMatrix<T> weight;
-  const PackRequest<T> request{matrix, &weight};
+  Weights<T> weight;
+  const PackRequest<T> request{matrix, &weight, narrow_allowed(options)};
   pack(&request, 1, threads, executor);
   solve_rows<T>(problem.rows, problem.dim, cost, options, start, result, threads, executor,
                 [&] { return make_map(weight); });
@@ -174,7 +182,7 @@ template <class T>
 void solve(const GatedProblem<T>& problem, const SolveOptions& options, const SolveResult<T>& result,
            const Executor& executor) {
   solve_packed<T>(problem, problem.weight, problem.z0, 2, options, result, executor,
-                  [&](const PackedMatrix<T>& weight) { return GatedMap<T>(problem, weight); });
+                  [&](const Weights<T>& weight) { return GatedMap<T>(problem, weight); });
 }
 
 template <class T>
@@ -183,10 +191,10 @@ void solve(const GatedLinearProblem<T>& problem, const SolveOptions& options, co
   constexpr double kActivations = 0.5;  // what the row passes weigh
   if (problem.adjoint)
     solve_packed<T>(problem, transposed(problem.weight), problem.w0, kActivations, options, result, executor,
-                    [&](const PackedMatrix<T>& weight) { return GatedLinearMap<T, true>(problem, weight); });
+                    [&](const Weights<T>& weight) { return GatedLinearMap<T, true>(problem, weight); });
   else
     solve_packed<T>(problem, problem.weight, problem.w0, kActivations, options, result, executor,
-                    [&](const PackedMatrix<T>& weight) { return GatedLinearMap<T, false>(problem, weight); });
+                    [&](const Weights<T>& weight) { return GatedLinearMap<T, false>(problem, weight); });
 }
 
 }  // namespace

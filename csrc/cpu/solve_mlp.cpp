@@ -5,29 +5,29 @@
 namespace ak::AK_ISA {
 namespace {
 
-// h = phi(h + b), in place
+// h = phi(a + b); a may be h
 template <class T, int kind>
-void activate_row(T* h, const T* const* b, int64_t hidden) {
+void activate_row(T* h, const T* a, const T* const* b, int64_t hidden) {
   using Math = Activations<VecOps<T>>;
   const T* const b1 = b[0];
-  for (int64_t i = 0; i < hidden; i += kLanes<T>) store(h + i, Math::template apply<kind>(load(h + i) + load(b1 + i)));
+  for (int64_t i = 0; i < hidden; i += kLanes<T>) store(h + i, Math::template apply<kind>(load(a + i) + load(b1 + i)));
 }
 
-// h = silu(first half) * second half, over the first. A vector of the first half may reach into the second: only
-// into what has been read.
+// h = silu(first half of a) * second half; a may be h: a vector of the first half reaches only into what has been read
+// of the second.
 template <class T>
-void swiglu_row(T* h, const T* const* b, int64_t hidden) {
+void swiglu_row(T* h, const T* a, const T* const* b, int64_t hidden) {
   using Math = Activations<VecOps<T>>;
   const T *const b1 = b[0], *const b2 = b[1];
   for (int64_t i = 0; i < hidden; i += kLanes<T>) {
-    const Vec<T> gate = load(h + i) + load(b1 + i);
-    const Vec<T> value = load(h + hidden + i) + load(b2 + i);
+    const Vec<T> gate = load(a + i) + load(b1 + i);
+    const Vec<T> value = load(a + hidden + i) + load(b2 + i);
     store(h + i, Math::silu(gate) * value);
   }
 }
 
 template <class T>
-using HiddenPass = void (*)(T* h, const T* const* b, int64_t hidden);
+using HiddenPass = void (*)(T* h, const T* a, const T* const* b, int64_t hidden);
 
 template <class T>
 HiddenPass<T> hidden_pass(int activation) {
@@ -53,13 +53,13 @@ HiddenPass<T> hidden_pass(int activation) {
   }
 }
 
-// f = leak x + norm(f + base + skip x), base = skip u + b2
+// f = leak x + norm(a + base + skip x), base = skip u + b2; a may be f
 template <class T, int norm, bool watched>
-void output_row(Evaluation<T>& e, const T* base, const T* leak_row, T skip, T eps, int64_t dim) {
+void output_row(Evaluation<T>& e, const T* a, const T* base, const T* leak_row, T skip, T eps, int64_t dim) {
   const T *const x_row = e.x, *const previous = e.previous;
   T* const f_row = e.f;
   const Vec<T> skips = broadcast<T>(skip);
-  const auto output = [&](int64_t i) { return fma<T>(skips, load(x_row + i), load(f_row + i) + load(base + i)); };
+  const auto output = [&](int64_t i) { return fma<T>(skips, load(x_row + i), load(a + i) + load(base + i)); };
   Vec<T> mean{}, rinv{};
   if constexpr (norm != kNoNorm) {
     Vec<T> sum{};
@@ -96,7 +96,7 @@ void output_row(Evaluation<T>& e, const T* base, const T* leak_row, T skip, T ep
 }
 
 template <class T>
-using OutputPass = void (*)(Evaluation<T>&, const T*, const T*, T, T, int64_t);
+using OutputPass = void (*)(Evaluation<T>&, const T*, const T*, const T*, T, T, int64_t);
 
 template <class T, bool watched>
 OutputPass<T> output_pass(int norm) {
@@ -107,52 +107,58 @@ OutputPass<T> output_pass(int norm) {
 
 template <class T>
 struct PackedMlp {
-  PackedMatrix<T> w1, w2, leak, b2;
-  PackedMatrix<T> b1[2];  // of each half of a gated activation
+  Weights<T> w1, w2, leak, b2;
+  Weights<T> b1[2];  // of each half of a gated activation
 };
 
-// A slot holds u, base and the hidden activations.
+// A slot holds u, base, the hidden activations, and what the two products keep.
 template <class T>
 class MlpMap {
  public:
   MlpMap(const MlpProblem<T>& problem, const PackedMlp<T>& packed)
       : problem_(problem),
         packed_(packed),
-        b1_{packed.b1[0].data, packed.b1[1].data},
+        first_(packed.w1),
+        second_(packed.w2),
+        b1_{packed.b1[0].full.data, packed.b1[1].full.data},
         ld_(round_up(problem.dim, kLanes<T>)),
         hidden_elements_(hidden_elements<T>(problem.w1.outputs)),
         hidden_pass_(hidden_pass<T>(problem.activation)),
         plain_(output_pass<T, false>(problem.norm)),
         watched_(output_pass<T, true>(problem.norm)) {}
 
-  int64_t slot_elements() const { return 2 * ld_ + hidden_elements_; }
+  int64_t slot_elements() const { return 2 * ld_ + hidden_elements_ + first_.elements() + second_.elements(); }
+  double refresh2() const { return larger(packed_.w1.refresh2(), packed_.w2.refresh2()); }
 
   void load(T* constants, int64_t row) {
     T* const base = constants + ld_;
     copy_padded(constants, problem_.u + row * problem_.dim, problem_.dim, ld_);
-    std::memcpy(base, packed_.b2.data, size_t(ld_) * sizeof(T));
+    std::memcpy(base, packed_.b2.full.data, size_t(ld_) * sizeof(T));
     if (problem_.skip != T(0)) add_scaled(base, problem_.skip, constants, ld_);
     std::memset(hidden(constants), 0, size_t(hidden_elements_) * sizeof(T));
   }
 
   void evaluate(int n, Evaluation<T>* rows) {
-    const T* x[kMaxTile];
-    T* f[kMaxTile];
-    T* h[kMaxTile];
+    const T *x[kMaxTile], *a[kMaxTile];
+    T *f[kMaxTile], *h[kMaxTile], *kept[kMaxTile];
+    bool exact[kMaxTile];
     for (int i = 0; i < n; ++i) {
       x[i] = f[i] = rows[i].f;  // y, until W2's product takes its place
       h[i] = hidden(rows[i].constants);
+      kept[i] = h[i] + hidden_elements_;
+      exact[i] = rows[i].exact;
       add_rows(f[i], rows[i].x, rows[i].constants, ld_);
     }
-    multiply<T>(packed_.w1, n, x, h);
+    first_.apply(n, x, exact, kept, h, a);
     for (int i = 0; i < n; ++i) {
-      hidden_pass_(h[i], b1_, problem_.hidden);
+      hidden_pass_(h[i], a[i], b1_, problem_.hidden);
       x[i] = h[i];
+      kept[i] += first_.elements();
     }
-    multiply_or_zero<T>(packed_.w2, n, x, f);
+    second_.apply(n, x, exact, kept, f, a);
     for (int i = 0; i < n; ++i) {
       Evaluation<T>& e = rows[i];
-      (e.previous != nullptr ? watched_ : plain_)(e, e.constants + ld_, packed_.leak.data, problem_.skip,
+      (e.previous != nullptr ? watched_ : plain_)(e, a[i], e.constants + ld_, packed_.leak.full.data, problem_.skip,
                                                   problem_.norm_eps, problem_.dim);
     }
   }
@@ -162,6 +168,7 @@ class MlpMap {
 
   const MlpProblem<T>& problem_;
   const PackedMlp<T>& packed_;
+  const RowProduct<T> first_, second_;
   const T* const b1_[2];
   const int64_t ld_, hidden_elements_;
   const HiddenPass<T> hidden_pass_;
@@ -179,12 +186,9 @@ void solve(const MlpProblem<T>& problem, const SolveOptions& options, const Solv
   PackedMlp<T> packed;
   const T* const second = gated && problem.b1 != nullptr ? problem.b1 + hidden : nullptr;
   const PackRequest<T> requests[] = {
-      {problem.w1, &packed.w1},
-      {problem.w2, &packed.w2},
-      {row_or_zeros(problem.leak, dim), &packed.leak},
-      {row_or_zeros(problem.b2, dim), &packed.b2},
-      {row_or_zeros(problem.b1, hidden), &packed.b1[0]},
-      {row_or_zeros(second, hidden), &packed.b1[1]},
+      {problem.w1, &packed.w1, narrow_allowed(options)}, {problem.w2, &packed.w2, narrow_allowed(options)},
+      {row_or_zeros(problem.leak, dim), &packed.leak},   {row_or_zeros(problem.b2, dim), &packed.b2},
+      {row_or_zeros(problem.b1, hidden), &packed.b1[0]}, {row_or_zeros(second, hidden), &packed.b1[1]},
   };
   pack(requests, gated ? 6 : 5, threads, executor);
   solve_rows<T>(problem.rows, dim, cost, options, problem.z0, result, threads, executor,

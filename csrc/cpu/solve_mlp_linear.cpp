@@ -49,9 +49,9 @@ void norm_row(const T* x, const RowConstants<T>& c, T* t) {
   });
 }
 
-// f = leak x + skip t + f + v
+// f = leak x + skip t + a + v
 template <class T, bool watched>
-void adjoint_row(Evaluation<T>& e, const RowConstants<T>& constants, const T* t) {
+void adjoint_row(Evaluation<T>& e, const T* a, const RowConstants<T>& constants, const T* t) {
   const RowConstants<T> c = constants;
   const T *const x_row = e.x, *const previous = e.previous;
   T* const f_row = e.f;
@@ -59,7 +59,7 @@ void adjoint_row(Evaluation<T>& e, const RowConstants<T>& constants, const T* t)
   RowSums<T, watched> sums;
   for_row<T>(c.dim, [&](int64_t i, auto keep) {
     const Vec<T> x = load(x_row + i);
-    Vec<T> f = fma<T>(skip, load(t + i), load(f_row + i) + load(c.v + i));
+    Vec<T> f = fma<T>(skip, load(t + i), load(a + i) + load(c.v + i));
     f = keep(fma<T>(load(c.leak + i), x, f));
     store(f_row + i, f);
     sums.add(x, f, previous + i);
@@ -67,15 +67,14 @@ void adjoint_row(Evaluation<T>& e, const RowConstants<T>& constants, const T* t)
   sums.put(e);
 }
 
-// f = leak x + N (skip x + f) + v
+// f = leak x + N (skip x + a) + v
 template <class T, int norm, bool watched>
-void tangent_row(Evaluation<T>& e, const RowConstants<T>& constants, const T*) {
+void tangent_row(Evaluation<T>& e, const T* a, const RowConstants<T>& constants, const T*) {
   const RowConstants<T> c = constants;
   const T *const x_row = e.x, *const previous = e.previous;
   T* const f_row = e.f;
   const Vec<T> skip = broadcast<T>(c.skip);
-  for_row<T>(c.dim,
-             [&](int64_t i, auto keep) { store(f_row + i, keep(fma<T>(skip, load(x_row + i), load(f_row + i)))); });
+  for_row<T>(c.dim, [&](int64_t i, auto keep) { store(f_row + i, keep(fma<T>(skip, load(x_row + i), load(a + i)))); });
   const NormDerivative<T> derivative = norm_derivative<T, norm>(f_row, c.n, c.rinv[0], c.dim);
   RowSums<T, watched> sums;
   for_row<T>(c.dim, [&](int64_t i, auto keep) {
@@ -88,25 +87,25 @@ void tangent_row(Evaluation<T>& e, const RowConstants<T>& constants, const T*) {
   sums.put(e);
 }
 
-// h = q h, where gated [q1 h, q2 h]: the second half first, of which the end of h may be a part; the first must then
-// stop where the second begins.
+// h = q a, where gated [q1 a, q2 a]; a may be h: the second half first, of which the end of a may be a part; the first
+// must then stop where the second begins.
 template <class T, bool gated>
-void unfold_row(T* h, const T* q, int64_t hidden) {
+void unfold_row(T* h, const T* a, const T* q, int64_t hidden) {
   const int64_t ld = round_up(hidden, kLanes<T>);
   if constexpr (gated)
-    for (int64_t i = 0; i < hidden; i += kLanes<T>) store(h + hidden + i, load(q + ld + i) * load(h + i));
+    for (int64_t i = 0; i < hidden; i += kLanes<T>) store(h + hidden + i, load(q + ld + i) * load(a + i));
   int64_t i = 0;
-  for (; i + kLanes<T> <= hidden; i += kLanes<T>) store(h + i, load(q + i) * load(h + i));
-  for (; i < hidden; ++i) h[i] *= q[i];
+  for (; i + kLanes<T> <= hidden; i += kLanes<T>) store(h + i, load(q + i) * load(a + i));
+  for (; i < hidden; ++i) h[i] = q[i] * a[i];
 }
 
-// h = q h, where gated the sum of the halves, over the first (see swiglu_row).
+// h = q a, where gated the sum of the halves; a may be h (see swiglu_row).
 template <class T, bool gated>
-void fold_row(T* h, const T* q, int64_t hidden) {
+void fold_row(T* h, const T* a, const T* q, int64_t hidden) {
   const int64_t ld = round_up(hidden, kLanes<T>);
   for (int64_t i = 0; i < hidden; i += kLanes<T>) {
-    Vec<T> s = load(q + i) * load(h + i);
-    if constexpr (gated) s = fma<T>(load(q + ld + i), load(h + hidden + i), s);
+    Vec<T> s = load(q + i) * load(a + i);
+    if constexpr (gated) s = fma<T>(load(q + ld + i), load(a + hidden + i), s);
     store(h + i, s);
   }
 }
@@ -114,9 +113,9 @@ void fold_row(T* h, const T* q, int64_t hidden) {
 template <class T>
 struct LinearPasses {
   void (*norm)(const T* x, const RowConstants<T>& c, T* t);  // adjoint; null without a norm
-  void (*hidden)(T* h, const T* q, int64_t hidden);
-  void (*plain)(Evaluation<T>& e, const RowConstants<T>& c, const T* t);
-  void (*watched)(Evaluation<T>& e, const RowConstants<T>& c, const T* t);
+  void (*hidden)(T* h, const T* a, const T* q, int64_t hidden);
+  void (*plain)(Evaluation<T>& e, const T* a, const RowConstants<T>& c, const T* t);
+  void (*watched)(Evaluation<T>& e, const T* a, const RowConstants<T>& c, const T* t);
 };
 
 template <class T, int norm>
@@ -138,7 +137,7 @@ LinearPasses<T> linear_passes(const MlpLinearProblem<T>& p) {
 
 template <class T>
 struct PackedMlpLinear {
-  PackedMatrix<T> first, second, leak;  // in the order they are multiplied: W1, W2 or W2^T, W1^T
+  Weights<T> first, second, leak;  // in the order they are multiplied: W1, W2 or W2^T, W1^T
 };
 
 // A slot holds v, n, t, rinv, q and the hidden entries.
@@ -152,9 +151,14 @@ class MlpLinearMap {
         q_ld_(round_up(problem.hidden, kLanes<T>)),
         q_halves_(problem.w1.outputs != problem.hidden ? 2 : 1),
         hidden_elements_(hidden_elements<T>(problem.w1.outputs)),
+        first_(packed.first),
+        second_(packed.second),
         passes_(linear_passes<T>(problem)) {}
 
-  int64_t slot_elements() const { return 3 * ld_ + kLanes<T> + q_halves_ * q_ld_ + hidden_elements_; }
+  int64_t slot_elements() const {
+    return 3 * ld_ + kLanes<T> + q_halves_ * q_ld_ + hidden_elements_ + first_.elements() + second_.elements();
+  }
+  double refresh2() const { return larger(packed_.first.refresh2(), packed_.second.refresh2()); }
 
   void load(T* constants, int64_t row) {
     const int64_t dim = problem_.dim, hidden = problem_.hidden;
@@ -167,25 +171,28 @@ class MlpLinearMap {
   }
 
   void evaluate(int n, Evaluation<T>* rows) {
-    const T* x[kMaxTile];
-    T* f[kMaxTile];
-    T* h[kMaxTile];
+    const T *x[kMaxTile], *a[kMaxTile];
+    T *f[kMaxTile], *h[kMaxTile], *kept[kMaxTile];
+    bool exact[kMaxTile];
     for (int i = 0; i < n; ++i) {
       T* const constants = rows[i].constants;
       f[i] = rows[i].f;
       h[i] = hidden_row(constants);
+      kept[i] = h[i] + hidden_elements_;
+      exact[i] = rows[i].exact;
       x[i] = projected(rows[i]);
       if (passes_.norm != nullptr) passes_.norm(rows[i].x, row_constants(constants), constants + 2 * ld_);
     }
-    multiply<T>(packed_.first, n, x, h);
+    first_.apply(n, x, exact, kept, h, a);
     for (int i = 0; i < n; ++i) {
-      passes_.hidden(h[i], q(rows[i].constants), problem_.hidden);
+      passes_.hidden(h[i], a[i], q(rows[i].constants), problem_.hidden);
       x[i] = h[i];
+      kept[i] += first_.elements();
     }
-    multiply_or_zero<T>(packed_.second, n, x, f);
+    second_.apply(n, x, exact, kept, f, a);
     for (int i = 0; i < n; ++i) {
       Evaluation<T>& e = rows[i];
-      (e.previous != nullptr ? passes_.watched : passes_.plain)(e, row_constants(e.constants), projected(e));
+      (e.previous != nullptr ? passes_.watched : passes_.plain)(e, a[i], row_constants(e.constants), projected(e));
     }
   }
 
@@ -195,8 +202,8 @@ class MlpLinearMap {
   T* q(T* constants) const { return constants + 3 * ld_ + kLanes<T>; }
   T* hidden_row(T* constants) const { return q(constants) + q_halves_ * q_ld_; }
   RowConstants<T> row_constants(T* constants) const {
-    return {constants,         constants + ld_, q(constants), constants + 3 * ld_,
-            packed_.leak.data, problem_.skip,   problem_.dim};
+    return {constants,     constants + ld_, q(constants), constants + 3 * ld_, packed_.leak.full.data,
+            problem_.skip, problem_.dim};
   }
 
   const MlpLinearProblem<T>& problem_;
@@ -204,6 +211,7 @@ class MlpLinearMap {
   const int64_t ld_, q_ld_;
   const int q_halves_;
   const int64_t hidden_elements_;
+  const RowProduct<T> first_, second_;
   const LinearPasses<T> passes_;
 };
 
@@ -215,8 +223,8 @@ void solve(const MlpLinearProblem<T>& problem, const SolveOptions& options, cons
   const int threads = threads_for_cell(problem.rows, cost, executor.threads);
   PackedMlpLinear<T> packed;
   const PackRequest<T> requests[] = {
-      {problem.adjoint ? transposed(problem.w2) : problem.w1, &packed.first},
-      {problem.adjoint ? transposed(problem.w1) : problem.w2, &packed.second},
+      {problem.adjoint ? transposed(problem.w2) : problem.w1, &packed.first, narrow_allowed(options)},
+      {problem.adjoint ? transposed(problem.w1) : problem.w2, &packed.second, narrow_allowed(options)},
       {row_or_zeros(problem.leak, dim), &packed.leak},
   };
   pack(requests, 3, threads, executor);

@@ -1,7 +1,7 @@
 // From a cell and its rows to threads running tiles.
 #pragma once
 
-#include "scratch.h"
+#include "row_product.h"
 #include "tile.h"
 
 namespace ak::AK_ISA {
@@ -64,66 +64,8 @@ inline int threads_for(int64_t rows, double products_per_row, int available) {
   return threads < 1 ? 1 : threads;
 }
 
-template <class Body>
-inline void run_tasks(const Executor& executor, int tasks, Body& body) {
-  if (tasks <= 1) {
-    for (int i = 0; i < tasks; ++i) body(i);
-    return;
-  }
-  executor.run(tasks, [](void* context, int task) { (*static_cast<Body*>(context))(task); }, &body);
-}
-
-template <class T>
-struct PackRequest {
-  Matrix<T> from;
-  PackedMatrix<T>* to;
-  PackedMatrix<uint32_t>* pairs = nullptr;  // float only: the same weights as bfloat16 pairs too
-};
-
-// A row of constants as a one-column matrix: packed, it is the same row padded to whole vectors.
-template <class T>
-inline Matrix<T> vector_view(const T* data, int64_t n) {
-  return {data, n, 1, 1, 1};
-}
-
-// Places `packed` at memory and moves memory past it.
-template <class T>
-inline void place(PackedMatrix<T>& packed, int64_t outputs, int64_t inputs, char*& memory) {
-  packed = {reinterpret_cast<T*>(memory), int(outputs), int(inputs)};
-  memory += round_up(PackedMatrix<T>::size(outputs, inputs) * int64_t(sizeof(T)), 64);
-}
-
-template <class T, class Packed>
-inline void pack_one(const Matrix<T>& from, const Packed& to, int threads, const Executor& executor) {
-  const int panels = to.panels();
-  const int tasks = threads < panels ? threads : panels;
-  auto body = [&](int task) {
-    for (int p = panels * task / tasks; p < panels * (task + 1) / tasks; ++p) pack_panel(from, to, p);
-  };
-  run_tasks(executor, tasks, body);
-}
-
-// Packs the matrices one after another into the calling thread's packed scratch.
-template <class T>
-inline void pack(const PackRequest<T>* requests, int count, int threads, const Executor& executor) {
-  int64_t bytes = 0;
-  for (int i = 0; i < count; ++i) {
-    const int64_t outputs = requests[i].from.outputs, inputs = requests[i].from.inputs;
-    bytes += PackedMatrix<T>::size(outputs, inputs) * int64_t(sizeof(T)) + 64;
-    bytes += PackedMatrix<uint32_t>::size(outputs, (inputs + 1) / 2) * int64_t(sizeof(uint32_t)) + 64;
-  }
-  char* memory = static_cast<char*>(packed_scratch().get(size_t(bytes)));
-  for (int i = 0; i < count; ++i) {
-    const Matrix<T>& from = requests[i].from;
-    place(*requests[i].to, from.outputs, from.inputs, memory);
-    pack_one(from, *requests[i].to, threads, executor);
-    if constexpr (sizeof(T) == 4) {
-      if (requests[i].pairs == nullptr) continue;
-      place(*requests[i].pairs, from.outputs, (from.inputs + 1) / 2, memory);
-      pack_one(from, *requests[i].pairs, threads, executor);
-    }
-  }
-}
+// "best" compares residuals of different steps, which in mixed precision are not of one kind.
+inline bool narrow_allowed(const SolveOptions& options) { return options.mixed && !options.keep_best; }
 
 // make_map(): a Map for one thread.
 template <class T, class MakeMap>

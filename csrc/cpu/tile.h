@@ -7,6 +7,7 @@
 // A Map is a cell's fused evaluation:
 //   static/ctor data shared by all threads (packed weights), and per thread
 //   int64_t slot_elements()                    row constants a slot holds (u, ...)
+//   double refresh2()                          see Precision; 0 where every product is in full
 //   void load(T* constants, int64_t row)
 //   void evaluate(int n, const Evaluation<T>*) f of n rows and the sums the stopping rule needs
 #pragma once
@@ -25,13 +26,38 @@ template <class T>
 struct Evaluation {
   const T* x;
   T* f;
-  T* constants;        // what Map::load put there
-  const T* previous;   // x of the step before, where Auto wants <g_k, g_{k-1}>; else null
-  bool zero;           // x is known to be all zeros
-  bool must_be_exact;  // in full precision, even where the map may do less
-  bool exact;          // out: it was (a map that never does less leaves this alone)
-  double r2, f2;       // out: |f - x|^2, |f|^2
-  double dot;          // out, with previous: <f - x, x - previous>
+  T* constants;       // what Map::load put there
+  const T* previous;  // x of the step before, where Auto wants <g_k, g_{k-1}>; else null
+  bool zero;          // x is known to be all zeros
+  bool exact;         // in full precision, even where the map may do less
+  double r2, f2;      // out: |f - x|^2, |f|^2
+  double dot;         // out, with previous: <f - x, x - previous>
+};
+
+// precision="mixed": most products are of changes in few bits (csrc/cpu/narrow.h), so what is solved is a nearby map,
+// moved onto the true one by a product in full whenever the residual has fallen by refresh2 (squared) since the last.
+// Where that turns out to have gained nothing, the row goes on in full. Nothing ends a row but a full evaluation.
+struct Precision {
+  double level2 = 0;  // squared relative residual at the last full evaluation
+  bool refresh = false;
+  bool always_full = false;
+  bool was_full = true;  // the last evaluation
+
+  // Takes in an evaluation; true where the map is not quite the one of the evaluation before.
+  bool observe(bool full, double r2, double f2, double refresh2) {
+    const double now2 = f2 > 0 ? r2 / f2 : 0;
+    const bool jumped = full && !was_full;
+    if (full) {
+      always_full = always_full || (refresh && now2 > kLeastGain2 * level2);
+      level2 = now2;
+    }
+    refresh = !full && now2 < refresh2 * level2;
+    was_full = full;
+    return jumped;
+  }
+
+ private:
+  static constexpr double kLeastGain2 = 0.25;
 };
 
 template <class T>
@@ -41,7 +67,10 @@ struct Slot {
   T* constants;
   int current, best, target, previous;  // indices into x; -1: none
   bool zero;
-  bool confirm;  // the last evaluation met the tolerance in reduced precision: once more, exactly
+  bool confirm;    // the last evaluation would have ended the row, but not in full: once more
+  bool best_full;  // the residual of the best iterate was measured in full
+  Status ending;   // kRunning, or how the row ends once its best iterate was measured in full
+  Precision precision;
   Progress<double> progress;
   AutoState<double> choice;
   double previous_r2;
@@ -69,7 +98,8 @@ class Tile {
         rule_{options.rtol, options.atol, sizeof(T) == 8 ? 0x1p-52 : 0x1p-23, options.max_steps, options.min_steps},
         z0_(z0),
         result_(result),
-        rows_(rows) {}
+        rows_(rows),
+        refresh2_(map.refresh2()) {}
 
   size_t scratch_bytes() const {
     const size_t per_slot = size_t(3 * ld_ + map_.slot_elements() + history_elements()) * sizeof(T);
@@ -123,7 +153,9 @@ class Tile {
     slot.current = 0;
     slot.target = 1;
     slot.best = slot.previous = -1;
-    slot.confirm = false;
+    slot.confirm = slot.best_full = false;
+    slot.ending = kRunning;
+    slot.precision = {};
     slot.progress = {};
     slot.choice = {};
     slot.previous_r2 = 0;
@@ -148,33 +180,41 @@ class Tile {
             slot.constants,
             watch ? slot.x[slot.previous] : nullptr,
             slot.zero && slot.progress.steps == 0,
-            slot.confirm || slot.progress.steps + 1 >= options_.max_steps,
-            true,
+            full(slot),
             0,
             0,
             0};
   }
 
+  bool full(const Slot<T>& slot) const {
+    const int steps = slot.progress.steps;
+    return refresh2_ == 0 || slot.confirm || slot.precision.refresh || slot.precision.always_full || steps == 0 ||
+           steps + 1 >= options_.max_steps || slot.ending != kRunning;
+  }
+
   // Takes in one evaluation; false when the row is done (and written out).
   bool advance(Slot<T>& slot, const Evaluation<T>& e) {
-    if (!e.exact && slot.progress.steps + 1 >= options_.min_steps && within_tolerance(e.r2, e.f2, rule_)) {
-      slot.progress.steps += 1;
-      slot.confirm = true;
-      return true;
-    }
-    slot.confirm = false;
+    if (slot.ending != kRunning) return end_at(slot, slot.ending, slot.current, slot.progress.best_step, e.r2, e.f2);
+    const bool jumped = refresh2_ > 0 && slot.precision.observe(e.exact, e.r2, e.f2, refresh2_);
+    const Progress<double> before = slot.progress;
     const Judgement<double> verdict = judge(slot.progress, e.r2, e.f2, rule_);
     if (result_.trace != nullptr)
       result_.trace[int64_t(slot.progress.steps - 1) * rows_ + slot.row] = float(relative_residual(e.r2, e.f2));
-    if (verdict.new_best) slot.best = slot.current;
-    if (verdict.status != kRunning) {
-      write(slot, verdict.status, e);
-      return false;
+    slot.confirm = !e.exact && (verdict.status == kConverged || verdict.status == kStagnated);
+    if (slot.confirm) {
+      slot.progress = before;
+      slot.progress.steps += 1;
+      return true;
     }
+    if (verdict.new_best) {
+      slot.best = slot.current;
+      slot.best_full = e.exact;
+    }
+    if (verdict.status != kRunning) return end(slot, verdict.status, e);
     T* const f = slot.x[slot.target];
     const T damping = T(options_.damping);
     if (accelerates(slot, e)) {
-      anderson_advance<T>(slot.anderson, used_ld_, shape_.history, damping, options_.ridge, e.r2, e.x, f);
+      anderson_advance<T>(slot.anderson, used_ld_, shape_.history, damping, options_.ridge, e.r2, e.x, f, jumped);
     } else if (damping != T(1)) {
       for (int64_t i = 0; i < used_ld_; i += kLanes<T>) {
         const Vec<T> x = load(e.x + i);
@@ -219,15 +259,27 @@ class Tile {
     slot.current = fresh;
   }
 
-  void write(const Slot<T>& slot, Status status, const Evaluation<T>& e) {
+  // The row ends with this status, unless its best iterate is the result and has yet to be measured in full.
+  bool end(Slot<T>& slot, Status status, const Evaluation<T>& e) {
     const Progress<double>& p = slot.progress;
     const bool failed = status == kDiverged || status == kNonfinite;
     const bool use_best = (failed || options_.keep_best) && slot.best >= 0;
+    if (!use_best) return end_at(slot, status, slot.current, p.steps, e.r2, e.f2);
+    if (slot.best_full) return end_at(slot, status, slot.best, p.best_step, p.best_r2, p.best_f2);
+    slot.ending = status;
+    slot.current = slot.best;
+    slot.target = slot.best == 0 ? 1 : 0;
+    slot.previous = -1;
+    return true;
+  }
+
+  bool end_at(const Slot<T>& slot, Status status, int buffer, int steps, double r2, double f2) {
     const int64_t row = slot.row;
-    std::memcpy(result_.z + row * dim_, slot.x[use_best ? slot.best : slot.current], size_t(dim_) * sizeof(T));
-    result_.steps[row] = use_best ? p.best_step : p.steps;
-    result_.residual[row] = float(use_best ? relative_residual(p.best_r2, p.best_f2) : relative_residual(e.r2, e.f2));
+    std::memcpy(result_.z + row * dim_, slot.x[buffer], size_t(dim_) * sizeof(T));
+    result_.steps[row] = steps;
+    result_.residual[row] = float(relative_residual(r2, f2));
     result_.status[row] = status;
+    return false;
   }
 
   Map& map_;
@@ -238,6 +290,7 @@ class Tile {
   const T* z0_;
   const SolveResult<T>& result_;
   const int64_t rows_;
+  const double refresh2_;
   Slot<T>* slots_ = nullptr;
 };
 

@@ -1,6 +1,6 @@
 """The C++ test programs, compiled with the address and undefined-behaviour sanitizers for several vector widths.
 
-"wide" is the text of the AVX-512 kernels, bfloat16 products included, on 64-byte vectors the compiler makes out of
+"wide" is the text of the AVX-512 kernels, products in few bits included, on 64-byte vectors the compiler makes out of
 whatever the processor has: their logic is tested on machines that lack the instructions.
 """
 
@@ -20,7 +20,7 @@ FLAGS = (
 ).split()
 VARIANTS = {
     "portable": [],
-    "wide": ["-DAK_VECTOR_BYTES=64", "-DAK_EMULATE_BFLOAT16"],
+    "wide": ["-DAK_VECTOR_BYTES=64", "-DAK_EMULATE_NARROW"],
 }
 if "avx2" in Path("/proc/cpuinfo").read_text():
     VARIANTS["avx2"] = ["-mavx2", "-mfma", "-mbmi2", "-mf16c"]

@@ -1,0 +1,283 @@
+// One product W x of a cell's map: its weights, packed once per solve and in few bits too where that pays, and what
+// each row keeps of it.
+#pragma once
+
+#include "narrow.h"
+#include "scratch.h"
+
+namespace ak::AK_ISA {
+
+enum Narrow { kFull, kInt8, kBfloat16 };
+
+// An error of 8-bit weights, relative to W, that is not worth a look at its reasons.
+constexpr double kGoodError = 0.012;
+
+// Whether a change in 8 bits is multiplied sooner than the whole of x, its making and the conversions counted, in
+// cycles of a processor with one float32 vector a cycle (benchmarks/NOTES.md).
+inline bool narrow_pays(int64_t outputs, int64_t inputs) {
+  constexpr double lanes = kLanes<float>;
+  const double saved = 0.65 * double(outputs) * double(inputs) / lanes;
+  return saved > 1.2 * (7 * double(inputs) / lanes + 3 * double(outputs) / lanes + 20);
+}
+
+template <class T>
+struct Weights {
+  PackedMatrix<T> full{};
+  Narrow narrow = kFull;  // what the changes of x are multiplied by
+  PackedMatrix<uint32_t> units{};
+  float* scale = nullptr;    // [outputs], int8 only
+  int32_t* start = nullptr;  // [slices, outputs], int8 only
+  // int8 only, or null: where W's diagonal stands out (a leak, a symmetric W), it would be all that 8 bits hold.
+  float* diagonal = nullptr;  // [outputs]
+  double* norm2 = nullptr;    // [panels], while packing
+  double* error2 = nullptr;   // [panels]
+
+  int64_t padded_outputs() const { return round_up(full.outputs, kLanes<T>); }
+  Int8Product int8(const float* x_scale) const { return {start, scale, x_scale, padded_outputs()}; }
+  // Squared fall of the residual after which a full product is due; 0: all are.
+  double refresh2() const {
+    return narrow == kInt8 ? Int8Product::kRefresh2 : narrow == kBfloat16 ? Bfloat16Product::kRefresh2 : 0;
+  }
+};
+
+template <class T>
+struct PackRequest {
+  Matrix<T> from;
+  Weights<T>* to;
+  bool mixed = false;  // products of changes in few bits are welcome
+};
+
+// A row of constants as a one-column matrix: packed, it is the same row padded to whole vectors.
+template <class T>
+inline Matrix<T> vector_view(const T* data, int64_t n) {
+  return {data, n, 1, 1, 1};
+}
+
+// A row of constants, or of zeros where there is none, to be packed.
+template <class T>
+inline Matrix<T> row_or_zeros(const T* data, int64_t n) {
+  static constexpr T zero = T(0);
+  return data != nullptr ? vector_view(data, n) : Matrix<T>{&zero, n, 1, 0, 1};
+}
+
+template <class Body>
+inline void run_tasks(const Executor& executor, int tasks, Body& body) {
+  if (tasks <= 1) {
+    for (int i = 0; i < tasks; ++i) body(i);
+    return;
+  }
+  executor.run(tasks, [](void* context, int task) { (*static_cast<Body*>(context))(task); }, &body);
+}
+
+// Hands out a block of memory piece by piece; of none, it only counts.
+class Pieces {
+ public:
+  explicit Pieces(void* memory) : memory_(static_cast<char*>(memory)) {}
+  template <class E>
+  E* take(int64_t count) {
+    char* const piece = memory_ != nullptr ? memory_ + used_ : nullptr;
+    used_ += round_up(count * int64_t(sizeof(E)), 64);
+    return reinterpret_cast<E*>(piece);
+  }
+  size_t used() const { return size_t(used_); }
+
+ private:
+  char* memory_;
+  int64_t used_ = 0;
+};
+
+template <class T>
+inline Narrow first_narrow(const PackRequest<T>& request) {
+  if (sizeof(T) != 4 || !request.mixed || !narrow_pays(request.from.outputs, request.from.inputs)) return kFull;
+  return AK_HAS_INT8 ? kInt8 : AK_HAS_BFLOAT16 ? kBfloat16 : kFull;
+}
+
+template <class T>
+inline void place(const PackRequest<T>& request, Pieces& pieces) {
+  const int outputs = int(request.from.outputs), inputs = int(request.from.inputs);
+  Weights<T>& w = *request.to;
+  w.full = {pieces.take<T>(PackedMatrix<T>::size(outputs, inputs)), outputs, inputs};
+  w.narrow = first_narrow(request);
+  if (w.narrow == kFull) return;
+  const int units = (inputs + Bfloat16Product::kPerUnit - 1) / Bfloat16Product::kPerUnit;  // int8 needs half of it
+  w.units = {pieces.take<uint32_t>(PackedMatrix<uint32_t>::size(outputs, units)), outputs, units};
+  w.scale = pieces.take<float>(w.padded_outputs());
+  w.start = pieces.take<int32_t>(w.padded_outputs() * ((units + kDepth - 1) / kDepth));
+  w.diagonal = pieces.take<float>(w.padded_outputs());
+  w.norm2 = pieces.take<double>(w.full.panels());
+  w.error2 = pieces.take<double>(w.full.panels());
+}
+
+template <class Product>
+inline void narrow_panel(const Weights<float>& w, int panel) {
+  const int64_t first = int64_t(panel) * kPanelVectors * kLanes<float>;
+  w.norm2[panel] = w.error2[panel] = 0;
+  Product::pack_panel(w.full.panel(panel), w.full.inputs, w.full.panel_vectors(panel) * kLanes<float>,
+                      w.units.panel(panel), w.scale + first, w.start + first, w.padded_outputs(), w.norm2[panel],
+                      w.error2[panel]);
+}
+
+// The same without the diagonal of a square W, which goes to w.diagonal.
+inline void narrow_panel_off_diagonal(const Weights<float>& w, int panel) {
+  const int width = w.full.panel_vectors(panel) * kLanes<float>;
+  const int first = panel * kPanelVectors * kLanes<float>;
+  float* const data = w.full.panel(panel);
+  float* const diagonal = w.diagonal + first;
+  const int valid = w.full.outputs - first < width ? w.full.outputs - first : width;
+  std::memset(diagonal, 0, size_t(width) * sizeof(float));
+  for (int n = 0; n < valid; ++n) {
+    float& entry = data[int64_t(first + n) * width + n];
+    diagonal[n] = entry;
+    entry = 0;
+  }
+  narrow_panel<Int8Product>(w, panel);
+  for (int n = 0; n < valid; ++n) data[int64_t(first + n) * width + n] = diagonal[n];
+}
+
+// Whether the weights just packed in few bits are close enough to W; false where W is not finite.
+inline bool close_enough(const Weights<float>& w, double most_error) {
+  double norm2 = 0, error2 = 0;
+  for (int p = 0; p < w.full.panels(); ++p) {
+    norm2 += w.norm2[p];
+    error2 += w.error2[p];
+  }
+  return error2 <= most_error * most_error * norm2;
+}
+
+template <class Product>
+inline void set_units(Weights<float>& w) {
+  w.units.inputs = (w.full.inputs + Product::kPerUnit - 1) / Product::kPerUnit;
+}
+
+// body(panel) for every panel, on several threads.
+template <class Body>
+inline void for_panels(int panels, int threads, const Executor& executor, const Body& body) {
+  const int tasks = threads < panels ? threads : panels;
+  auto share = [&](int task) {
+    for (int p = panels * task / tasks; p < panels * (task + 1) / tasks; ++p) body(p);
+  };
+  run_tasks(executor, tasks, share);
+}
+
+// Packs W, just packed in full, in as few bits as it bears.
+inline void pack_narrow(Weights<float>& w, int threads, const Executor& executor) {
+  const int panels = w.full.panels();
+  if (w.narrow == kInt8) {
+    float* const diagonal = w.diagonal;
+    w.diagonal = nullptr;
+    set_units<Int8Product>(w);
+    for_panels(panels, threads, executor, [&](int p) { narrow_panel<Int8Product>(w, p); });
+    if (close_enough(w, kGoodError)) return;
+    if (w.full.outputs == w.full.inputs) {
+      w.diagonal = diagonal;
+      for_panels(panels, threads, executor, [&](int p) { narrow_panel_off_diagonal(w, p); });
+    }
+    if (close_enough(w, Int8Product::kMostError)) return;
+    w.diagonal = nullptr;
+    w.narrow = AK_HAS_BFLOAT16 ? kBfloat16 : kFull;
+  }
+  if (w.narrow == kBfloat16) {
+    set_units<Bfloat16Product>(w);
+    for_panels(panels, threads, executor, [&](int p) { narrow_panel<Bfloat16Product>(w, p); });
+    if (!close_enough(w, Bfloat16Product::kMostError)) w.narrow = kFull;
+  }
+}
+
+template <class T>
+inline void pack_one(const PackRequest<T>& request, int threads, const Executor& executor) {
+  Weights<T>& w = *request.to;
+  for_panels(w.full.panels(), threads, executor, [&](int p) { pack_panel(request.from, w.full, p); });
+  if constexpr (sizeof(T) == 4) {
+    if (w.narrow != kFull) pack_narrow(w, threads, executor);
+  }
+}
+
+// Packs the matrices one after another into the calling thread's packed scratch.
+template <class T>
+inline void pack(const PackRequest<T>* requests, int count, int threads, const Executor& executor) {
+  Pieces sizes(nullptr);
+  for (int i = 0; i < count; ++i) place(requests[i], sizes);
+  Pieces pieces(packed_scratch().get(sizes.used()));
+  for (int i = 0; i < count; ++i) {
+    place(requests[i], pieces);
+    pack_one(requests[i], threads, executor);
+  }
+}
+
+// A product of the rows of a tile. Where its weights are narrow a row keeps the product, the x it stands for and
+// the change of x, all in memory that the map gives it.
+template <class T>
+class RowProduct {
+ public:
+  explicit RowProduct(const Weights<T>& weights)
+      : weights_(weights), outputs_(weights.padded_outputs()), inputs_(round_up(weights.full.inputs, kLanes<T>)) {}
+
+  // What a row keeps, in T.
+  int64_t elements() const { return weights_.narrow == kFull ? 0 : outputs_ + 2 * inputs_; }
+
+  // products[i] = W x[i] for n rows, in out[i] or in kept[i]; x[i] null: zero. exact[i]: in full; a row's first
+  // product has to be.
+  void apply(int n, const T* const* x, const bool* exact, T* const* kept, T* const* out, const T** products) const {
+    if (weights_.narrow == kFull) {
+      for (int i = 0; i < n; ++i) products[i] = out[i];
+      return apply_full(n, x, out);
+    }
+    if constexpr (sizeof(T) == 4) {
+      for (int i = 0; i < n; ++i) products[i] = kept[i];
+      if (weights_.narrow == kInt8)
+        apply_kept<Int8Product>(n, x, exact, kept, [&](const float* scale) { return weights_.int8(scale); });
+      else
+        apply_kept<Bfloat16Product>(n, x, exact, kept, [](const float*) { return Bfloat16Product{}; });
+    }
+  }
+
+ private:
+  void apply_full(int n, const T* const* x, T* const* out) const {
+    const T* in[kMaxTile];
+    T* to[kMaxTile];
+    int count = 0;
+    for (int i = 0; i < n; ++i) {
+      if (x[i] == nullptr || inputs_ == 0) {
+        std::memset(out[i], 0, size_t(outputs_) * sizeof(T));
+      } else {
+        in[count] = x[i];
+        to[count++] = out[i];
+      }
+    }
+    if (count > 0) multiply<T>(weights_.full, count, in, to);
+  }
+
+  template <class Product, class MakeProduct>
+  void apply_kept(int n, const float* const* x, const bool* exact, float* const* kept, const MakeProduct& make) const {
+    const float* whole[kMaxTile];
+    float* whole_out[kMaxTile];
+    const uint32_t* units[kMaxTile];
+    float* out[kMaxTile];
+    float scale[kMaxTile];
+    int wholes = 0, changes = 0;
+    for (int i = 0; i < n; ++i) {
+      float* const last = kept[i] + outputs_;
+      if (exact[i]) {
+        if (x[i] == nullptr)
+          std::memset(last, 0, size_t(inputs_) * sizeof(float));
+        else
+          std::memcpy(last, x[i], size_t(inputs_) * sizeof(float));
+        whole[wholes] = x[i];
+        whole_out[wholes++] = kept[i];
+      } else {
+        Change change{reinterpret_cast<uint32_t*>(last + inputs_), weights_.diagonal, kept[i], 0.0f};
+        Product::take_change(x[i], last, weights_.full.inputs, change);
+        units[changes] = change.units;
+        scale[changes] = change.scale;
+        out[changes++] = kept[i];
+      }
+    }
+    apply_full(wholes, whole, whole_out);
+    if (changes > 0) multiply_rows(make(scale), weights_.units, changes, units, out);
+  }
+
+  const Weights<T>& weights_;
+  const int64_t outputs_, inputs_;
+};
+
+}  // namespace ak::AK_ISA
