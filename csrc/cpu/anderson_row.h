@@ -14,18 +14,20 @@ template <class T>
 struct AndersonRow {
   T* previous_g;
   T* previous_h;
-  T* g;  // [history, ld]
-  T* p;  // [history, ld]
-  double gram[kMaxHistory * kMaxHistory];
+  T* g;          // [history, ld]
+  T* p;          // [history, ld]
+  double* gram;  // [history, history]
   double level;  // lowest |g|^2 since the history was last cleared
+  int limit;     // columns to use, at most `history`
   int used;      // valid columns
   int next;      // slot the next column goes to
   bool primed;   // previous_g and previous_h hold the last step
 
-  // With a history of 1 the one column is the last difference itself and is not stored.
+  // With a limit of 1 the one column is the last difference itself and is not stored.
   static int64_t elements(int history, int64_t ld) { return history == 1 ? 2 * ld : (2 + 2 * int64_t(history)) * ld; }
 
-  void place(T* memory, int history, int64_t ld) {
+  void place(T* memory, double* gram_memory, int history, int64_t ld) {
+    gram = gram_memory;
     previous_g = memory;
     previous_h = memory + ld;
     g = memory + 2 * ld;
@@ -76,7 +78,7 @@ inline void subtract_columns(int64_t ld, const T* const* column, const double* w
   }
 }
 
-// anderson_advance for a history of 1 once primed: gamma = <dG, g> / |dG|^2 in closed form, nothing stored but the
+// anderson_advance for a limit of 1 once primed: gamma = <dG, g> / |dG|^2 in closed form, nothing stored but the
 // last g and h.
 template <class T>
 void secant_advance(AndersonRow<T>& row, int64_t ld, T damping, double ridge, const T* x, T* f) {
@@ -140,7 +142,7 @@ double add_column(AndersonRow<T>& row, int64_t ld, int history, T damping, const
     along = fma<T>(dg, g, along);
   }
   row.next = slot + 1 == history ? 0 : slot + 1;
-  if (row.used < history) row.used += 1;
+  if (row.used < row.limit) row.used += 1;
   row.gram[slot * history + slot] = double(sum_lanes<T>(square));
   return double(sum_lanes<T>(along));
 }
@@ -204,7 +206,8 @@ void subtract_all(const AndersonRow<T>& row, int64_t ld, const int* order, const
 }
 
 // In: iterate x and f(x) in `f`. Out: the next iterate in `f`. ld covers the row in whole vectors, padding zero.
-// jumped: the map is not quite the one of the step before, so that the difference of the two says nothing.
+// history: columns there is memory for. jumped: the map is not quite the one of the step before, so that the difference
+// of the two says nothing.
 template <class T>
 void anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, double ridge, double r2, const T* x,
                       T* f, bool jumped) {
@@ -212,13 +215,13 @@ void anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, d
   if (restart) row.clear();
   if (row.level < 0 || r2 < row.level) row.level = r2;
 
-  if (!row.primed || (jumped && (history == 1 || row.used == 0))) {
+  if (!row.primed || (jumped && (row.limit == 1 || row.used == 0))) {
     plain_advance(row, ld, damping, x, f);
     row.primed = true;
     return;
   }
 
-  if (history == 1) return secant_advance<T>(row, ld, damping, ridge, x, f);
+  if (row.limit == 1) return secant_advance<T>(row, ld, damping, ridge, x, f);
   double rhs[kMaxHistory], gamma[kMaxHistory];
   const int slot = row.next;
   if (jumped)

@@ -123,7 +123,7 @@ struct TilePlan {
   int block_columns;      // outputs of the register block
   int depth;              // inputs per cache slice
   int threads;            // threads that take part
-  int history;            // history kept per row; Auto chooses its own
+  int history;            // Anderson's per row; Auto's at first
   double anderson_price;  // cost of an Anderson step over a Picard step, as Auto counts it
   int64_t packed_bytes;
   int64_t scratch_bytes;  // per thread

@@ -34,6 +34,8 @@ struct Weights {
 
   int64_t padded_outputs() const { return round_up(full.outputs, kLanes<T>); }
   Int8Product int8(const float* x_scale) const { return {start, scale, x_scale, padded_outputs()}; }
+  // What a step's product costs, in products in full.
+  double share() const { return narrow == kInt8 ? 0.36 : narrow == kBfloat16 ? 0.58 : 1; }
   // Squared fall of the residual after which a full product is due; 0: all are.
   double refresh2() const {
     return narrow == kInt8 ? Int8Product::kRefresh2 : narrow == kBfloat16 ? Bfloat16Product::kRefresh2 : 0;

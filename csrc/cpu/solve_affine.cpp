@@ -149,12 +149,12 @@ template <class T>
 void solve(const AffineProblem<T>& problem, const SolveOptions& options, const SolveResult<T>& result,
            const Executor& executor) {
   const double products = double(problem.dim) * double(problem.dim);
-  const CellCost cost{products, double(problem.dim)};
   const int threads = threads_for(problem.rows, products, executor.threads);
   Weights<T> weight, leak;
   const PackRequest<T> requests[] = {{problem.weight, &weight, narrow_allowed(options)},
                                      {vector_view(problem.leak, problem.dim), &leak}};
   pack(requests, problem.leak != nullptr ? 2 : 1, threads, executor);
+  const CellCost cost{products * weight.share(), double(problem.dim)};
   solve_rows<T>(problem.rows, problem.dim, cost, options, problem.z0, result, threads, executor,
                 [&] { return AffineMap<T>(problem, weight, leak); });
 }
@@ -173,7 +173,7 @@ TilePlan tile_plan(int64_t rows, int64_t dim, const SolveOptions& options, int t
           kPanelVectors * kLanes<T>,
           kDepth,
           used,
-          shape.history,
+          shape.short_history,
           shape.price,
           PackedMatrix<T>::size(dim, dim) * int64_t(sizeof(T)),
           int64_t(tile.scratch_bytes())};

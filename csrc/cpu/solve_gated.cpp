@@ -169,11 +169,12 @@ void solve_packed(const Problem& problem, const Matrix<T>& matrix, const T* star
                   const SolveOptions& options, const SolveResult<T>& result, const Executor& executor,
                   const MakeMap& make_map) {
   const double dim = double(problem.dim);
-  const CellCost cost{2 * dim * dim, activations * dim};
+  CellCost cost{2 * dim * dim, activations * dim};
   const int threads = threads_for_cell(problem.rows, cost, executor.threads);
   Weights<T> weight;
   const PackRequest<T> request{matrix, &weight, narrow_allowed(options)};
   pack(&request, 1, threads, executor);
+  cost.products *= weight.share();
   solve_rows<T>(problem.rows, problem.dim, cost, options, start, result, threads, executor,
                 [&] { return make_map(weight); });
 }

@@ -180,8 +180,8 @@ void solve(const MlpProblem<T>& problem, const SolveOptions& options, const Solv
            const Executor& executor) {
   const int64_t dim = problem.dim, hidden = problem.hidden;
   const bool gated = problem.activation == kSwiglu;
-  const CellCost cost{double(dim) * double(problem.w1.outputs + hidden),
-                      double(hidden) * activation_cost(problem.activation) + 0.5 * double(dim)};
+  CellCost cost{double(dim) * double(problem.w1.outputs + hidden),
+                double(hidden) * activation_cost(problem.activation) + 0.5 * double(dim)};
   const int threads = threads_for_cell(problem.rows, cost, executor.threads);
   PackedMlp<T> packed;
   const T* const second = gated && problem.b1 != nullptr ? problem.b1 + hidden : nullptr;
@@ -191,6 +191,7 @@ void solve(const MlpProblem<T>& problem, const SolveOptions& options, const Solv
       {row_or_zeros(problem.b1, hidden), &packed.b1[0]}, {row_or_zeros(second, hidden), &packed.b1[1]},
   };
   pack(requests, gated ? 6 : 5, threads, executor);
+  cost.products = double(dim) * (double(problem.w1.outputs) * packed.w1.share() + double(hidden) * packed.w2.share());
   solve_rows<T>(problem.rows, dim, cost, options, problem.z0, result, threads, executor,
                 [&] { return MlpMap<T>(problem, packed); });
 }

@@ -219,7 +219,7 @@ template <class T>
 void solve(const MlpLinearProblem<T>& problem, const SolveOptions& options, const SolveResult<T>& result,
            const Executor& executor) {
   const int64_t dim = problem.dim, hidden = problem.hidden;
-  const CellCost cost{double(dim) * double(problem.w1.outputs + hidden), 0.2 * double(hidden) + 0.5 * double(dim)};
+  CellCost cost{double(dim) * double(problem.w1.outputs + hidden), 0.2 * double(hidden) + 0.5 * double(dim)};
   const int threads = threads_for_cell(problem.rows, cost, executor.threads);
   PackedMlpLinear<T> packed;
   const PackRequest<T> requests[] = {
@@ -228,6 +228,9 @@ void solve(const MlpLinearProblem<T>& problem, const SolveOptions& options, cons
       {row_or_zeros(problem.leak, dim), &packed.leak},
   };
   pack(requests, 3, threads, executor);
+  cost.products = 0;
+  for (const Weights<T>* w : {&packed.first, &packed.second})
+    cost.products += double(w->full.outputs) * double(w->full.inputs) * w->share();
   solve_rows<T>(problem.rows, dim, cost, options, problem.w0, result, threads, executor,
                 [&] { return MlpLinearMap<T>(problem, packed); });
 }

@@ -12,24 +12,30 @@ struct CellCost {
   double activations;  // activation evaluations
 };
 
-// Cycles of a step, fitted to measurements on AVX2 (benchmarks/NOTES.md) and scaled by the lane count elsewhere.
+// Cycles of a step, fitted to measurements (benchmarks/NOTES.md) on processors that multiply and add 16 float32 a
+// cycle, in whatever width.
 template <class T>
 inline double anderson_price(const CellCost& cost, int64_t dim, int history) {
+  constexpr bool wide = AK_VECTOR_BYTES == 64;
   const double vectors = double(dim) / kLanes<T>;
-  const double activation = sizeof(T) == 8 ? 35 : 10;
-  const double step = cost.products / kLanes<T> / 2 * 1.04 + cost.activations / kLanes<T> * activation + 60;
-  const double extra = history <= 1 ? vectors * 6 + 43 : vectors * (8 + 3.4 * history) + 10 + 20 * history;
+  const double activation = sizeof(T) == 8 ? 35 : wide ? 22 : 10;
+  const double step = cost.products / kLanes<T> * (wide ? 1.04 : 0.52) + cost.activations / kLanes<T> * activation + 60;
+  double extra;
+  if (wide)
+    extra = history <= 1 ? vectors * 12 + 60 : vectors * (20 + 3 * history) + 140 + 10 * history;
+  else
+    extra = history <= 1 ? vectors * 6 + 43 : vectors * (8 + 3.4 * history) + 10 + 20 * history;
   return 1 + extra / step;
 }
 
-// Short histories reach most of the gain: on spectra where acceleration pays at all, 1 needs 0.57 of Picard's
-// steps, 2 needs 0.51 and 5 needs 0.44.
+// Short histories reach most of the gain: on spectra where acceleration pays at all, 1 needs 0.53 of Picard's
+// steps, 2 needs 0.48 and 5 needs 0.45.
 template <class T>
-inline int auto_history(const CellCost& cost, int64_t dim, int history) {
+inline int short_history(const CellCost& cost, int64_t dim, int history) {
   int best = 1;
   double best_time = 1e30;
   for (int m = 1; m <= history; ++m) {
-    const double time = (0.41 + 0.16 / m) * anderson_price<T>(cost, dim, m);
+    const double time = (0.435 + 0.095 / m) * anderson_price<T>(cost, dim, m);
     if (time < best_time) {
       best_time = time;
       best = m;
@@ -41,12 +47,13 @@ inline int auto_history(const CellCost& cost, int64_t dim, int history) {
 template <class T>
 inline TileShape tile_shape(const SolveOptions& options, const CellCost& cost, int64_t rows, int64_t dim,
                             int64_t constants, int threads) {
-  const int valid = int(options.history < dim ? options.history : dim);
   TileShape shape;
-  shape.history = options.solver == kPicard ? 0 : options.solver == kAuto ? auto_history<T>(cost, dim, valid) : valid;
-  shape.price = anderson_price<T>(cost, dim, shape.history);
+  shape.history = options.solver == kPicard ? 0 : int(options.history < dim ? options.history : dim);
+  shape.short_history = options.solver == kAuto ? short_history<T>(cost, dim, shape.history) : shape.history;
+  shape.price = anderson_price<T>(cost, dim, shape.short_history);
   // Enough rows to pay for streaming the weights; few enough that their state stays in the second-level cache.
-  const int64_t row_bytes = (3 * dim + constants + (shape.history ? (2 + 2 * shape.history) * dim : 0)) * sizeof(T);
+  const int used = shape.short_history == 1 ? 0 : shape.short_history;
+  const int64_t row_bytes = (3 * dim + constants + (shape.history ? (2 + 2 * used) * dim : 0)) * sizeof(T);
   int64_t tile = (int64_t(192) << 10) / row_bytes / kMaxRows * kMaxRows;
   const int64_t least = dim >= 512 ? 24 : 12;
   tile = tile < least ? least : tile > kMaxTile ? kMaxTile : tile;

@@ -207,8 +207,8 @@ inline void decide(const StepContext& c, int64_t problem) {
   if (c.options.solver == kAuto) {
     const bool before = auto_accelerating(s.choice.mode);
     // <g, g_before> = <g, g - d>
-    anderson = choose(s.choice, s.progress.steps, r2, s.previous_r2, r2 - along, kStepPrice,
-                      c.problem.groups * c.problem.entries);
+    const AutoRule<double> rule = auto_rule(kStepPrice, c.problem.groups * c.problem.entries);
+    anderson = choose(s.choice, rule, s.progress.steps, r2, s.previous_r2, r2 - along);
     s.enter = anderson && !before;
     if (s.enter || !anderson) clear_groups(c, row);
     if (s.enter) s.newest = -1;

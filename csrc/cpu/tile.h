@@ -66,6 +66,7 @@ struct Slot {
   T* x[3];
   T* constants;
   int current, best, target, previous;  // indices into x; -1: none
+  int accelerated;                      // Anderson steps so far
   bool zero;
   bool confirm;    // the last evaluation would have ended the row, but not in full: once more
   bool best_full;  // the residual of the best iterate was measured in full
@@ -79,8 +80,9 @@ struct Slot {
 
 struct TileShape {
   int rows;
-  int history;  // 0: Picard only
-  double price;
+  int history;        // 0: Picard only
+  int short_history;  // what Auto begins with
+  double price;       // of an Anderson step with it
 };
 
 template <class T, class Map>
@@ -99,11 +101,13 @@ class Tile {
         z0_(z0),
         result_(result),
         rows_(rows),
-        refresh2_(map.refresh2()) {}
+        refresh2_(map.refresh2()),
+        auto_rule_(auto_rule(shape.price, dim)),
+        inverse_damping_(1 / options.damping) {}
 
   size_t scratch_bytes() const {
     const size_t per_slot = size_t(3 * ld_ + map_.slot_elements() + history_elements()) * sizeof(T);
-    return size_t(shape_.rows) * (per_slot + sizeof(Slot<T>)) + 64;
+    return size_t(shape_.rows) * (per_slot + sizeof(Slot<T>) + gram_elements() * sizeof(double)) + 128;
   }
 
   void solve(std::atomic<int64_t>& queue, void* scratch) {
@@ -129,9 +133,13 @@ class Tile {
  private:
   int64_t history_elements() const { return shape_.history > 0 ? AndersonRow<T>::elements(shape_.history, ld_) : 0; }
 
+  size_t gram_elements() const { return shape_.history > 1 ? size_t(shape_.history) * size_t(shape_.history) : 0; }
+
   void place(char* memory) {
     slots_ = reinterpret_cast<Slot<T>*>(memory);
-    T* data = reinterpret_cast<T*>(memory + round_up(int64_t(sizeof(Slot<T>)) * shape_.rows, 64));
+    memory += round_up(int64_t(sizeof(Slot<T>)) * shape_.rows, 64);
+    double* gram = reinterpret_cast<double*>(memory);
+    T* data = reinterpret_cast<T*>(memory + round_up(int64_t(gram_elements() * sizeof(double)) * shape_.rows, 64));
     for (int i = 0; i < shape_.rows; ++i) {
       Slot<T>& slot = *new (&slots_[i]) Slot<T>;
       for (T*& x : slot.x) {
@@ -140,7 +148,8 @@ class Tile {
       }
       slot.constants = data;
       data += map_.slot_elements();
-      slot.anderson.place(data, shape_.history, ld_);
+      slot.anderson.place(data, gram, shape_.history, ld_);
+      gram += gram_elements();
       data += history_elements();
     }
   }
@@ -153,6 +162,7 @@ class Tile {
     slot.current = 0;
     slot.target = 1;
     slot.best = slot.previous = -1;
+    slot.accelerated = 0;
     slot.confirm = slot.best_full = false;
     slot.ending = kRunning;
     slot.precision = {};
@@ -160,6 +170,7 @@ class Tile {
     slot.choice = {};
     slot.previous_r2 = 0;
     slot.anderson.clear();
+    slot.anderson.limit = shape_.history;
     copy_padded(slot.x[0], z0_ + row * dim_, dim_, used_ld_);
     Vec<T> any{};
     for (int64_t i = 0; i < used_ld_; i += kLanes<T>) {
@@ -171,14 +182,17 @@ class Tile {
     return true;
   }
 
+  // The iterate before, where Auto wants it and it is still there.
+  const T* before(const Slot<T>& slot) const {
+    return options_.solver == kAuto && auto_watchful(slot.choice.mode) && slot.previous >= 0 ? slot.x[slot.previous]
+                                                                                             : nullptr;
+  }
+
   Evaluation<T> request(const Slot<T>& slot) const {
-    const bool watch =
-        options_.solver == kAuto && slot.previous >= 0 &&
-        (slot.choice.mode == kAutoPicard ? auto_watches(slot.progress.steps + 1) : slot.choice.mode == kAutoOnTrial);
     return {slot.x[slot.current],
             slot.x[slot.target],
             slot.constants,
-            watch ? slot.x[slot.previous] : nullptr,
+            before(slot),
             slot.zero && slot.progress.steps == 0,
             full(slot),
             0,
@@ -228,13 +242,16 @@ class Tile {
 
   bool accelerates(Slot<T>& slot, const Evaluation<T>& e) {
     if (options_.solver != kAuto) return options_.solver == kAnderson;
-    const bool before = auto_accelerating(slot.choice.mode);
+    const bool was = auto_accelerating(slot.choice.mode);
     // x_k - x_{k-1} = damping g_{k-1}
-    const double dot = e.dot / options_.damping;
-    const bool now = choose(slot.choice, slot.progress.steps, e.r2, slot.previous_r2, dot, shape_.price, dim_);
-    if (now && !before) prime(slot, e);
-    if (before && !now) slot.anderson.clear();
-    return now;
+    const double dot = e.dot * inverse_damping_;
+    const bool now = choose(slot.choice, auto_rule_, slot.progress.steps, e.r2, slot.previous_r2, dot);
+    if (!now) return false;  // a history left behind is cleared on entering again
+    if (!was) prime(slot, e);
+    // A problem that a window of cheap steps did not finish is worth dear ones.
+    slot.accelerated += 1;
+    slot.anderson.limit = slot.accelerated > kAutoWindow ? shape_.history : shape_.short_history;
+    return true;
   }
 
   // Enters Anderson with the last Picard step as its first difference: h_{k-1} = x_k, g_{k-1} as above.
@@ -291,6 +308,8 @@ class Tile {
   const SolveResult<T>& result_;
   const int64_t rows_;
   const double refresh2_;
+  const AutoRule<double> auto_rule_;
+  const double inverse_damping_;
   Slot<T>* slots_ = nullptr;
 };
 

@@ -10,7 +10,6 @@ CHANCE2 = 4.0  # ... plus this over the state's size: what directions at random 
 PRICED2 = 0.6  # ... plus this times what an Anderson step costs more
 STALL2 = 0.98  # squared contraction above which Picard counts as stalled
 DEAR = 2.0  # an Anderson step dearer than this is for stalled problems only
-SLOW2 = 0.5  # squared contraction per step above which Anderson is put to trial
 WINDOW = 8  # Anderson steps before they are judged
 TRIAL = 3  # Picard steps of the trial
 
@@ -23,6 +22,7 @@ class AutoState:
     def __init__(self, like: Tensor) -> None:
         self.mode = torch.zeros_like(like, dtype=torch.uint8)
         self.since = torch.zeros_like(like, dtype=torch.int32)  # steps in this mode
+        self.picard2 = torch.zeros_like(like)  # squared contraction of the Picard step before Anderson
         self.entry_r2 = torch.zeros_like(like)  # |g|^2 when the Anderson window began
         self.anderson2 = torch.zeros_like(like)  # its squared contraction over the whole window
 
@@ -47,15 +47,19 @@ def choose(a: AutoState, step: int, r2: Tensor, previous_r2: Tensor, dot: Tensor
 
     judged = (mode == ANDERSON) & (since >= WINDOW)
     anderson2 = torch.where(judged, r2 / a.entry_r2, a.anderson2)
-    trial = judged & ~(anderson2 < SLOW2**WINDOW)
+    steps = int(WINDOW * price + 0.5)  # Picard steps that cost what the window does
+    trial = judged & ~(anderson2 < a.picard2**steps)
 
     tried = (mode == ON_TRIAL) & (since >= TRIAL)
-    picard2 = (r2 / previous_r2) ** int(WINDOW * price + 0.5)  # over as many steps as the window cost
+    contraction2 = r2 / previous_r2
 
     mode = torch.where(start, ANDERSON, mode)
     mode = torch.where(trial, ON_TRIAL, mode)
-    mode = torch.where(tried, torch.where(picard2 < anderson2, KEEP_PICARD, KEEP_ANDERSON), mode).to(torch.uint8)
+    mode = torch.where(tried, torch.where(contraction2**steps < anderson2, KEEP_PICARD, KEEP_ANDERSON), mode).to(
+        torch.uint8
+    )
     a.mode, a.anderson2 = mode, anderson2
+    a.picard2 = torch.where(start, contraction2, a.picard2)
     a.since = torch.where(start | judged, 0, since)
     a.entry_r2 = torch.where(start | judged, r2, a.entry_r2)
     return (mode == ANDERSON) | (mode == KEEP_ANDERSON)

@@ -20,7 +20,7 @@ _PICARD, _AUTO = 0, 2
 # Columns of `control`: the result, then what the next step needs, then the valid differences of each group.
 _STATUS, _STEPS, _RESIDUAL = 0, 1, 2
 _FIRST2, _BEST_R2, _BEST_F2, _BEST_STEP, _PREVIOUS_R2, _LEVEL = range(3, 9)
-_MODE, _SINCE, _ENTRY_R2, _ANDERSON2 = range(9, 13)
+_MODE, _SINCE, _PICARD2, _ENTRY_R2, _ANDERSON2 = range(9, 14)
 _GROUPS = 19
 
 
@@ -121,10 +121,12 @@ def _anderson(
     if auto:
         choice = AutoState(r2)
         choice.mode, choice.since = control[:, _MODE].int(), control[:, _SINCE].int()
-        choice.entry_r2, choice.anderson2 = control[:, _ENTRY_R2], control[:, _ANDERSON2]
+        choice.picard2, choice.entry_r2 = control[:, _PICARD2], control[:, _ENTRY_R2]
+        choice.anderson2 = control[:, _ANDERSON2]
         previous_r2 = control[:, _PREVIOUS_R2] if step > 1 else r2
         mixes = mixes & choose(choice, step, r2, previous_r2, along, AUTO_PRICE, groups * entries)
-        state |= {_MODE: choice.mode, _SINCE: choice.since, _ENTRY_R2: choice.entry_r2, _ANDERSON2: choice.anderson2}
+        state |= {_MODE: choice.mode, _SINCE: choice.since, _PICARD2: choice.picard2}
+        state |= {_ENTRY_R2: choice.entry_r2, _ANDERSON2: choice.anderson2}
     state[_PREVIOUS_R2] = r2
 
     counts = control[:, _GROUPS : _GROUPS + groups]  # [P, G]
