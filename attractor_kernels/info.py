@@ -41,6 +41,8 @@ class SolveInfo:
         adjoint: the `SolveInfo` of the last backward solve, or None before the first.
     """
 
+    __slots__ = ("_batch_shape", "_residual", "_status", "_steps", "_trace", "adjoint", "backend")
+
     def __init__(
         self,
         steps: Tensor,  # [P] or [*batch]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 
 import torch
@@ -15,7 +16,10 @@ from .bound import BoundCell
 from .run import CheckedMap, check_bound, operator_backend, run_map, run_operator
 from .spec import Spec, check_start, make_spec
 
-_SPECS: dict[Any, Spec] = {}  # by the arguments as given: checking them costs more than a small solve
+# Checking the arguments costs more than a small solve, and so does hashing them. The last ones given, their objects as
+# they were, and what was made of all of them so far, by value:
+_latest: tuple[tuple[Any, ...], str, Spec] | None = None
+_SPECS: dict[Any, Spec] = {}
 _MOST_SPECS = 256
 
 
@@ -128,10 +132,22 @@ def _needs_loop(spec: Spec) -> bool:
 
 def _spec(key: tuple[Any, ...]) -> Spec:
     """The checked options, from the last time they were given."""
+    global _latest
     if torch.compiler.is_compiling():
         return make_spec(*key)
-    # 1, 1.0 and True are equal keys; their types tell them apart. What precision=None means can change.
-    typed = (key, tuple(map(type, key)), torch.get_float32_matmul_precision())
+    # What precision=None means can change.
+    matmul = torch.get_float32_matmul_precision()
+    latest = _latest
+    if latest is not None and latest[1] == matmul and all(map(is_, latest[0], key)):
+        return latest[2]
+    spec = _known_spec(key, matmul)
+    _latest = (key, matmul, spec)
+    return spec
+
+
+def _known_spec(key: tuple[Any, ...], matmul: str) -> Spec:
+    # 1, 1.0 and True are equal keys; their types tell them apart.
+    typed = (key, tuple(map(type, key)), matmul)
     try:
         spec = _SPECS.get(typed)
     except TypeError:  # something unhashable, which the checks will name

@@ -88,8 +88,7 @@ struct Int8Product {
     for_row<float>(inputs, [&](int64_t i, auto keep) {
       most = VecOps<float>::max(most, VecOps<float>::abs(keep(load(x + i) - load(last + i))));
     });
-    float largest = 0;
-    for (int l = 0; l < kLanes<float>; ++l) largest = most[l] > largest ? most[l] : largest;
+    const float largest = largest_lane<float>(most);
     // Below, 127 / largest is not finite; above, neither is a difference: nothing moves, and the residual tells.
     const bool sane = largest > 1e-36f && largest < 1e38f;
     change.scale = sane ? largest / 127.0f : 0.0f;

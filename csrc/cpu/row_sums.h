@@ -18,8 +18,7 @@ struct RowSums {
     if constexpr (watched) along = fma<T>(g, x - load(previous), along);
   }
   void put(Evaluation<T>& e) const {
-    e.r2 = double(sum_lanes<T>(residual));
-    e.f2 = double(sum_lanes<T>(norm));
+    sum_lanes_of_two<T>(residual, norm, e.r2, e.f2);
     if constexpr (watched) e.dot = double(sum_lanes<T>(along));
   }
 };

@@ -172,20 +172,20 @@ inline Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
 }
 
 template <class T, int bytes>
-struct HalfOf {
+struct VectorOfBytes {
   typedef T type __attribute__((vector_size(bytes)));
 };
 
-template <class T, int bytes>
-inline T sum_half(typename HalfOf<T, bytes>::type v) {
-  if constexpr (bytes == sizeof(T)) {
-    return v[0];
+// The halves of v joined by `op` until `left` lanes remain.
+template <class T, int left, int bytes, class Op>
+inline auto fold(typename VectorOfBytes<T, bytes>::type v, const Op& op) {
+  if constexpr (bytes == left * int(sizeof(T))) {
+    return v;
   } else {
-    using Half = typename HalfOf<T, bytes / 2>::type;
-    Half low, high;
+    typename VectorOfBytes<T, bytes / 2>::type low, high;
     std::memcpy(&low, &v, sizeof low);
     std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
-    return sum_half<T, bytes / 2>(low + high);
+    return fold<T, left, bytes / 2>(op(low, high), op);
   }
 }
 
@@ -199,7 +199,13 @@ inline void copy_padded(T* to, const T* from, int64_t n, int64_t padded) {
 // Lanes added pairwise, in an order that depends on the vector width alone.
 template <class T>
 inline T sum_lanes(Vec<T> v) {
-  return sum_half<T, AK_VECTOR_BYTES>(v);
+  return fold<T, 1, AK_VECTOR_BYTES>(v, [](auto a, auto b) { return a + b; })[0];
+}
+
+// No lane NaN.
+template <class T>
+inline T largest_lane(Vec<T> v) {
+  return fold<T, 1, AK_VECTOR_BYTES>(v, [](auto a, auto b) { return a > b ? a : b; })[0];
 }
 
 // The lanes of a and b in turn: of their first halves, or of their second.
@@ -207,6 +213,16 @@ template <class T, bool second, size_t... lane>
 inline Vec<T> interleave(Vec<T> a, Vec<T> b, std::index_sequence<lane...>) {
   constexpr int from = second ? kLanes<T> / 2 : 0;
   return __builtin_shufflevector(a, b, (from + int(lane) / 2 + (lane % 2 ? kLanes<T> : 0))...);
+}
+
+// sum_lanes of two vectors at once, at little more than the price of one.
+template <class T>
+inline void sum_lanes_of_two(Vec<T> a, Vec<T> b, double& sum_a, double& sum_b) {
+  constexpr std::make_index_sequence<kLanes<T>> each{};
+  const Vec<T> mixed = interleave<T, false>(a, b, each) + interleave<T, true>(a, b, each);
+  const auto both = fold<T, 2, AK_VECTOR_BYTES>(mixed, [](auto x, auto y) { return x + y; });
+  sum_a = double(both[0]);
+  sum_b = double(both[1]);
 }
 
 // A square of kLanes vectors transposed.

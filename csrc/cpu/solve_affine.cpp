@@ -48,8 +48,7 @@ inline void affine_row(const AffineOperands<T>& operands, double& r2, double& f2
   int64_t i = 0;
   for (; i + lanes <= o.dim; i += lanes) one(i, false);
   if (i < o.dim) one(i, true);
-  r2 = double(sum_lanes<T>(residual));
-  f2 = double(sum_lanes<T>(norm));
+  sum_lanes_of_two<T>(residual, norm, r2, f2);
   if constexpr (watched) dot = double(sum_lanes<T>(along));
 }
 
