@@ -40,12 +40,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """These problems are too small for two; the tests of threads set their own number."""
-    torch.set_num_threads(1)
-
-
 def tail(
     solver: int = PICARD, *, max_steps: int = 5, rtol: float = 0.0, keep_best: bool = False, trace: bool = False
 ) -> Tail:
