@@ -377,14 +377,6 @@ def test_half(dtype: torch.dtype) -> None:
         assert torch.equal(residual, wide[2])
 
 
-def test_opcheck() -> None:
-    for case in {case.op: case for case in one_of_each(4, 9, 6)}.values():
-        arguments = tuple(None if t is None else t.clone().requires_grad_() for t in case.tensors)
-        torch.library.opcheck(
-            getattr(OPS, case.op).default, (*arguments, *case.constants, *tail(rtol=1e-3, max_steps=100))
-        )
-
-
 @pytest.mark.parametrize("case_index", range(9))
 def test_gradients(case_index: int) -> None:
     """First and second derivatives through the kernels; rows' start is not differentiable and left out."""
