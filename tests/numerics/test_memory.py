@@ -22,7 +22,8 @@ cell = make(size, size)
 u = torch.randn(rows, size, requires_grad=True)
 
 def step(max_steps):
-    options = dict(solver=solver, gradient=gradient, rtol=0.0, max_steps=max_steps, min_steps=max_steps, backend=backend)
+    steps = dict(rtol=0.0, max_steps=max_steps, min_steps=max_steps)
+    options = dict(solver=solver, gradient=gradient, backend=backend, **steps)
     if what == "closure":
         bound = cell.bind(u)
         z, info = ak.fixed_point(lambda z: bound(z), torch.zeros(rows, size), **options)
