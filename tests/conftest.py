@@ -17,12 +17,15 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 @pytest.fixture(autouse=True)
 def _same_start():
-    """No test sees another's random state, default dtype, thread count or product precision."""
+    """No test sees another's random state, default dtype, thread count or product precision.
+
+    One thread: nearly all of these problems are too small for two, which would wait for each other on a busy machine.
+    The tests of threads set their own number.
+    """
     torch.manual_seed(0)
-    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     dtype = torch.get_default_dtype()
     precision = torch.get_float32_matmul_precision()
     yield
-    torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
     torch.set_float32_matmul_precision(precision)

@@ -1,9 +1,13 @@
 """Options are values that can be compared and printed, and refuse what they cannot be."""
 
+import dataclasses
+import inspect
+import math
 import pickle
 
 import numpy as np
 import pytest
+import torch
 
 import attractor_kernels as ak
 
@@ -85,6 +89,86 @@ def test_wrong_values(make, message):
 def test_wrong_types(make, message):
     with pytest.raises(TypeError, match=message):
         make()
+
+
+COUNT = [0, -1, 1.5, True, "1", None, math.nan]
+POSITIVE = [0.0, -1.0, math.nan, math.inf, -math.inf, True, "1", None, 1j]
+NOT_NEGATIVE = POSITIVE[1:]
+# What each field must refuse. None is what some take for "not given".
+WRONG = {
+    "history": COUNT,
+    "damping": POSITIVE,
+    "ridge": NOT_NEGATIVE,
+    "steps": COUNT,
+    "terms": COUNT,
+    "last": [wrong for wrong in COUNT if wrong is not None],
+    "clip": [wrong for wrong in POSITIVE if wrong is not None],
+    "solver": ["auto", ak.Auto, 1, ak.OneStep()],
+    "rtol": [wrong for wrong in NOT_NEGATIVE if wrong is not None],
+    "max_steps": [wrong for wrong in COUNT if wrong is not None],
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "field"), [(option, field.name) for option in ALL for field in dataclasses.fields(option)], ids=str
+)
+def test_every_field_is_checked(option, field):
+    for wrong in WRONG[field]:
+        with pytest.raises((TypeError, ValueError), match=rf"{type(option).__name__}\({field}=...\) must be"):
+            type(option)(**{field: wrong})
+
+
+@pytest.mark.parametrize("option", ALL, ids=repr)
+def test_unknown_fields_are_refused(option):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'tolerance'"):
+        type(option)(tolerance=1e-3)
+
+
+WRONG_OF_A_SOLVE = {
+    "solver": ["auto", ak.Auto, None, ak.OneStep()],
+    "gradient": ["implicit", ak.Implicit, None, ak.Auto()],
+    "rtol": NOT_NEGATIVE,
+    "atol": NOT_NEGATIVE,
+    "max_steps": COUNT,
+    "min_steps": [-1, 51, 1.5, True, "1", None],
+    "batch_ndim": [-1, 3, 1.0, True, "1", None],
+    "mixing_ndim": [0, 3, 1.0, True, "1"],
+    "keep": ["first", "BEST", 1, True, None],
+    "trace": [0, 1, "yes", None],
+    "precision": ["low", "bf16", 16, True, torch.bfloat16],
+    "backend": ["gpu", "CPU", 0, None, torch.device("cpu")],
+}
+
+
+@pytest.mark.parametrize("name", WRONG_OF_A_SOLVE)
+def test_every_option_of_a_solve_is_checked(name):
+    """In the function and in the layer, for an unknown map and for a cell."""
+    z0, cell = torch.zeros(2, 3), ak.nn.AffineCell(3, 3)
+    for wrong in WRONG_OF_A_SOLVE[name]:
+        for f in (torch.cos, cell.bind(z0)):
+            with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
+                ak.fixed_point(f, z0, **{name: wrong})
+        with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
+            ak.nn.FixedPoint(cell, **{name: wrong})(z0)
+
+
+def test_no_option_of_a_solve_is_forgotten():
+    parameters = inspect.signature(ak.fixed_point).parameters.values()
+    assert {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} == set(WRONG_OF_A_SOLVE)
+
+
+def test_unknown_options_of_a_solve_are_refused():
+    z0, cell = torch.zeros(2, 3), ak.nn.AffineCell(3, 3)
+    for call in (
+        lambda **options: ak.fixed_point(torch.cos, z0, **options),
+        lambda **options: ak.nn.FixedPoint(cell, **options),
+        lambda **options: ak.nn.AffineCell(3, 3, **options),
+        lambda **options: ak.nn.MLPCell(3, 3, **options),
+        lambda **options: ak.nn.GatedCell(3, 3, **options),
+        lambda **options: ak.ops.solve_affine(z0, z0, torch.eye(3), **options),
+    ):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'tolerance'"):
+            call(tolerance=1e-3)
 
 
 def test_status_values():

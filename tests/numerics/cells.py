@@ -90,10 +90,15 @@ PHI: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def plain_map(cell: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """z -> f(z, x) from the cell's parameters, as its documentation has it, in x's dtype."""
+def plain_map(cell: nn.Module, x: Tensor, injected: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """z -> f(z, x) from the cell's parameters, as its documentation has it, in x's dtype.
+
+    `injected` is the value of what the input adds, where that was rounded; its derivative stays that of x.
+    """
     p = {key: value.to(x.dtype) for key, value in cell.named_parameters()}
     u = x @ p["input_weight"].mT + p.get("bias", 0.0)
+    if injected is not None:
+        u = u + (injected.to(x.dtype) - u).detach()
     leak = p.get("leak", torch.zeros((), dtype=x.dtype))
     if isinstance(cell, ak.nn.GatedCell):
         return lambda z: _gated(z, u, p["weight"])

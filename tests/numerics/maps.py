@@ -83,10 +83,14 @@ def toth_kelley(z: Tensor) -> Tensor:
     return torch.stack([first, first + 1e-8 * torch.sin(u1 * u1)], dim=-1)
 
 
+def chandrasekhar_kernel(n: int, c: float) -> Tensor:
+    mu = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    return c / (2 * n) * mu[:, None] / (mu[:, None] + mu)
+
+
 def chandrasekhar(n: int, c: float, dtype: torch.dtype) -> Map:
     """H(mu) = 1 / (1 - c/2 int mu / (mu + nu) H(nu) dnu) by the midpoint rule on n points."""
-    mu = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    kernel = (c / (2 * n) * mu[:, None] / (mu[:, None] + mu)).to(dtype)
+    kernel = chandrasekhar_kernel(n, c).to(dtype)
     return lambda h: 1 / (1 - h @ kernel.mT)
 
 

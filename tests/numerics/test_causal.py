@@ -6,7 +6,7 @@ inputs after t in any bit. (Weights shared by the sequence leak at the level of 
 
 import pytest
 import torch
-from maps import BACKENDS, assert_same_bits
+from maps import BACKENDS, FLOATS, HALVES, assert_same_bits
 
 import attractor_kernels as ak
 
@@ -57,7 +57,7 @@ solvers = pytest.mark.parametrize(
 
 
 @solvers
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS + HALVES, ids=str)
 @pytest.mark.parametrize("change", [1.0, 1e3, -30.0])
 def test_later_tokens_change_no_earlier_output(backend, solver, dtype, change):
     x = inputs(dtype)

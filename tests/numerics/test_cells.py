@@ -1,5 +1,7 @@
 """Cells against the same map written out in plain torch, in float64 unless said otherwise."""
 
+import functools
+
 import pytest
 import torch
 from cells import ALL, KINDS, make_cell, plain_map
@@ -13,6 +15,7 @@ solvers = pytest.mark.parametrize(
     "solver", [ak.Picard(), ak.Anderson(), ak.Anderson(2, 0.8), ak.Auto()], ids=["picard", "anderson", "damped", "auto"]
 )
 SIZE, INPUTS, ROWS = 11, 4, 9
+COTANGENT = torch.linspace(-1, 1, ROWS * SIZE, dtype=torch.float64).view(ROWS, SIZE)
 
 
 def inputs(dtype=torch.float64, rows=ROWS):
@@ -20,12 +23,20 @@ def inputs(dtype=torch.float64, rows=ROWS):
     return torch.randn(rows, INPUTS, dtype=torch.float64, generator=generator).to(dtype)
 
 
-def unrolled(cell, x, steps=250):
-    f = plain_map(cell, x)
+def unrolled(cell, x, steps=250, injected=None):
+    f = plain_map(cell, x, injected)
     z = torch.zeros(len(x), cell.state_dim, dtype=x.dtype)
     for _ in range(steps):
         z = f(z)
     return z
+
+
+@functools.cache
+def solution(name):
+    """The form's fixed point and the gradients of its inner product with COTANGENT, in float64."""
+    cell, x = make_cell(name, SIZE, INPUTS, torch.float64), inputs().requires_grad_()
+    z = unrolled(cell, x)
+    return z.detach(), torch.autograd.grad((z * COTANGENT).sum(), (x, *cell.parameters()))
 
 
 @every_cell
@@ -49,7 +60,7 @@ def test_solution(backend, name, solver):
         assert layer.info.converged.all(), layer.info.residual
         torch.testing.assert_close(layer.info.residual.double(), true_residual(f, z), rtol=1e-3, atol=1e-14)
         assert (layer.info.residual <= rtol).all()
-    torch.testing.assert_close(z, unrolled(cell, x), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(z, solution(name)[0], rtol=1e-10, atol=1e-10)
 
 
 @every_cell
@@ -71,7 +82,7 @@ def test_fused_steps_are_those_of_the_plain_map(backend, name, solver):
     torch.testing.assert_close(layer.info.trace, info.trace, rtol=1e-2, atol=1e-12, equal_nan=True)
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3, 6])
+@pytest.mark.parametrize("limit", [1, 3, 6])
 @pytest.mark.parametrize("keep", ["best", "last"])
 @pytest.mark.parametrize("name", KINDS)
 @solvers
@@ -115,12 +126,10 @@ def test_early_stop(backend, name, keep, limit, solver):
 @solvers
 def test_gradients(backend, name, solver):
     cell, x = make_cell(name, SIZE, INPUTS, torch.float64), inputs()
-    v = torch.linspace(-1, 1, ROWS * SIZE, dtype=torch.float64).view(ROWS, SIZE)
     layer = ak.nn.FixedPoint(cell, solver=solver, rtol=1e-13, max_steps=400, backend=backend)
     leaf = x.clone().requires_grad_()
-    got = torch.autograd.grad((layer(leaf) * v).sum(), (leaf, *cell.parameters()))
-    expected = torch.autograd.grad((unrolled(cell, leaf) * v).sum(), (leaf, *cell.parameters()))
-    for (key, _), a, b in zip([("x", leaf), *cell.named_parameters()], got, expected, strict=True):
+    got = torch.autograd.grad((layer(leaf) * COTANGENT).sum(), (leaf, *cell.parameters()))
+    for (key, _), a, b in zip([("x", leaf), *cell.named_parameters()], got, solution(name)[1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}")
     assert layer.info.adjoint.converged.all()
 
@@ -147,8 +156,9 @@ def test_other_modes_are_those_of_the_plain_map(backend, name, options):
 
 
 @every_cell
-@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
-@pytest.mark.parametrize("precision", ["full", "mixed"])
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(torch.float32, "full"), (torch.float32, "mixed"), *((dtype, None) for dtype in HALVES)]
+)
 def test_lower_precision_against_float64(backend, name, dtype, precision):
     """The cell's own (rounded) parameters in float64 are the truth; 16-bit states are solved in float32."""
     cell, x = make_cell(name, SIZE, INPUTS, dtype), inputs(dtype)
@@ -173,11 +183,12 @@ def test_lower_precision_gradients(backend, name, dtype):
     layer = ak.nn.FixedPoint(cell, rtol=1e-6 if dtype == torch.float32 else 1e-4, max_steps=200, backend=backend)
     leaf, exact_leaf = x.clone().requires_grad_(), x.double().requires_grad_()
     got = torch.autograd.grad((layer(leaf).float() * v).sum(), (leaf, *cell.parameters()))
-    z = unrolled(exact_cell, exact_leaf)
+    # At a kink of relu a rounded input has another derivative, so both sides start from the rounded one.
+    z = unrolled(exact_cell, exact_leaf, injected=cell.inject(x).detach())
     expected = torch.autograd.grad((z * v.double()).sum(), (exact_leaf, *exact_cell.parameters()))
-    allowed = {torch.float32: 3e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}[dtype]
+    allowed = {torch.float32: 3e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
     if "layer" in name:  # a layer norm divides by the spread of a few entries, and multiplies their rounding
-        allowed *= 3
+        allowed *= 6
     for (key, _), a, b in zip([("x", leaf), *cell.named_parameters()], got, expected, strict=True):
         assert a.dtype == dtype
         # A kink crossed by rounding changes a derivative by a finite amount: measured as a whole.
@@ -186,8 +197,9 @@ def test_lower_precision_gradients(backend, name, dtype):
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("solver", [ak.Picard(), ak.Anderson(), ak.Auto()], ids=["picard", "anderson", "auto"])
-@pytest.mark.parametrize("size", [64, 96])
-def test_mixed_precision_meets_the_same_true_residual(backend, name, solver, size):
+def test_mixed_precision_meets_the_same_true_residual(backend, name, solver):
+    """Of each kernel; test_mixed.py goes further for the one that has products of its own."""
+    size = 96
     cell, x = make_cell(name, size, INPUTS, torch.float32), inputs(torch.float32, rows=50)
     f = plain_map(cell, x.double())
     layer = ak.nn.FixedPoint(cell, solver=solver, rtol=1e-5, max_steps=100, precision="mixed", backend=backend)

@@ -22,11 +22,11 @@ class Model(nn.Module):
         return self.head(self.layer(torch.relu(self.embed(x))))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_fullgraph_model(backend, kind):
+@pytest.mark.parametrize(("kind", "precision"), [*((kind, "full") for kind in KINDS), ("affine-tanh", "mixed")])
+def test_fullgraph_model(backend, kind, precision):
     """Values and gradients of the compiled model are those of the eager one."""
     torch.compiler.reset()
-    model = Model(make_cell(kind, 9, 5, torch.float32), backend)
+    model = Model(make_cell(kind, 9, 5, torch.float32), backend, precision=precision)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = torch.randn(11, 6)
     results = []

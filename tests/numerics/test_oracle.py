@@ -63,8 +63,10 @@ def test_roberts(history, published):
 
 def test_toth_kelley():
     norms = residual_norms(toth_kelley, anderson(toth_kelley, np.ones(2), 7, 2))
-    np.testing.assert_allclose(norms[:6], TOTH_KELLEY_RESIDUALS[:6], rtol=1e-5)
-    np.testing.assert_allclose(norms[6:], TOTH_KELLEY_RESIDUALS[6:], rtol=1e-2)
+    np.testing.assert_allclose(norms[:5], TOTH_KELLEY_RESIDUALS[:5], rtol=1e-5)
+    # At a condition of 2.5e11 the rest depends on the order of summation, which differs between processors.
+    np.testing.assert_allclose(norms[5:7], TOTH_KELLEY_RESIDUALS[5:7], rtol=1e-2)
+    assert norms[7] < 1e-3 * norms[6]
 
 
 def test_chandrasekhar():

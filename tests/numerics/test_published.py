@@ -12,12 +12,17 @@ import pytest
 import torch
 from maps import (
     BACKENDS,
+    CLOSE,
+    HALVES,
     KINSOL_SOLUTION,
     KINSOL_START,
     ROBERTS_SOLUTION,
     ROBERTS_START,
+    SOLVERS,
+    TIGHT,
     Recorder,
     chandrasekhar,
+    chandrasekhar_kernel,
     kinsol,
     roberts,
     toth_kelley,
@@ -81,6 +86,28 @@ def test_kinsol_steps_and_value(backend, history, damping, published, dtype):
     assert info.status.tolist() == [ak.Status.CONVERGED]
     assert torch.equal(z[0].double(), torch.from_numpy(states[expected - 1]))
     np.testing.assert_allclose(z[0].double().numpy(), KINSOL_SOLUTION, atol=2e-6 / damping)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+def test_solutions_in_half(backend, solver, dtype):
+    """Of the published maps, those whose figures 16 bits hold (Roberts' and Toth and Kelley's need more)."""
+    z0 = torch.tensor([KINSOL_START], dtype=dtype)
+    z, info = ak.fixed_point(kinsol, z0, solver=solver, rtol=TIGHT[dtype], backend=backend)
+    assert info.converged.all()
+    np.testing.assert_allclose(z[0].double().numpy(), KINSOL_SOLUTION, rtol=CLOSE[dtype], atol=CLOSE[dtype])
+    h, z0 = chandrasekhar(512, 0.9, dtype), torch.ones(1, 512, dtype=dtype)
+    z, info = ak.fixed_point(h, z0, solver=solver, rtol=TIGHT[dtype], keep="best", backend=backend)
+    assert info.converged.all()
+    # The kernel's entries were rounded to the same dtype.
+    exact, _ = ak.fixed_point(
+        lambda z: 1 / (1 - z @ chandrasekhar_kernel(512, 0.9).to(dtype).double().mT),
+        z0.double(),
+        rtol=1e-12,
+        max_steps=200,
+        backend=backend,
+    )
+    assert (z.double() - exact).norm() <= CLOSE[dtype] * exact.norm()
 
 
 @pytest.mark.parametrize(("history", "published"), [(2, 8), (1, 11)])

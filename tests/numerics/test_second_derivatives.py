@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cells import ALL, make_cell
+from cells import ALL, KINDS, make_cell
 from maps import BACKENDS, SOLVERS
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
@@ -263,6 +263,17 @@ def test_truncated_modes_are_right_or_refuse(backend, mode):
             assert got[index].item() == pytest.approx(numeric, rel=1e-5, abs=1e-7)
 
     assert_right_or_refused(second, check)
+
+
+@pytest.mark.parametrize("mode", TRUNCATED)
+@pytest.mark.parametrize("name", KINDS)
+def test_truncated_modes_of_cells_refuse(backend, name, mode):
+    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    layer = ak.nn.FixedPoint(make_cell(name, 4, 2, torch.float64), gradient=TRUNCATED[mode], backend=backend)
+    z = layer(x)
+    with pytest.raises(RuntimeError, match=r"derivative.*(Unrolled|Implicit)"):
+        torch.autograd.grad(z.sum(), x, create_graph=True)
+    torch.autograd.grad(z.sum(), x)  # the first is there
 
 
 @pytest.mark.parametrize("name", ALL)

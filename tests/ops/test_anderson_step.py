@@ -277,21 +277,6 @@ def test_any_shape(problems, groups, entries, history, solver, damping, dtype, k
         assert bool((residual_norm(solve.z, f(solve.z)) <= 1.1 * rtol).all())
 
 
-@pytest.mark.parametrize("namespace", NAMESPACES)
-@pytest.mark.parametrize("solver", [Picard(), Anderson(2), Auto(2)], ids=str)
-def test_opcheck(solver, namespace):
-    solve = Solve(contraction(torch.float32, 3, 6), torch.zeros(3, 6), 1, solver, namespace)
-    for _ in range(3):
-        solve.advance()
-    for buffer in (solve.buffers.best, solve.buffers.history):
-        buffer.nan_to_num_()
-    arguments = (solve.z, solve.f(solve.z), *solve.buffers, *solve.arguments)
-    torch.library.opcheck(solve.step.default, arguments)
-    residual = getattr(torch.ops, namespace).residual_norm.default
-    z = torch.randn(2, 3, 4, requires_grad=True)
-    torch.library.opcheck(residual, (z, torch.randn(2, 3, 4), 1))
-
-
 def test_public_step_returns_the_buffers_of_the_next():
     f = contraction(torch.float64, 4, 6)
     z = torch.zeros(4, 6, dtype=torch.float64)

@@ -1,78 +1,10 @@
-"""The solving operators: torch's own checks, derivatives of every operator, batching, messages."""
+"""The solving operators: derivatives of every operator, batching, messages. test_opcheck.py has torch's own checks."""
 
 import pytest
 import torch
+from operators import PICARD, PROBLEMS, operator, problem
 
 import attractor_kernels as ak
-
-B, D, H = 3, 4, 5
-NAMESPACES = ("attractor_kernels", "attractor_kernels_reference")
-PICARD = (0, 1, 1.0, 0.0, 1e-13, 0.0, 300, 0, False, False, False)
-
-
-def leaf(*shape, scale=0.3):
-    return (scale * torch.randn(shape, dtype=torch.float64)).requires_grad_()
-
-
-def problem(name):
-    """Arguments of an operator whose map contracts, before the solver's."""
-    z0 = torch.zeros(B, D, dtype=torch.float64)
-    leak = (0.2 * torch.rand(D, dtype=torch.float64)).requires_grad_()
-    rinv = torch.rand(B, dtype=torch.float64).requires_grad_()
-    c = (0.5 * torch.rand(B, D, dtype=torch.float64)).requires_grad_()
-    weight = leaf(D, D, scale=0.2)
-    if name == "solve_affine":
-        return (z0, leaf(B, D), weight, leak, None, 1, 0)
-    if name == "solve_affine scaled":
-        return (z0, leaf(B, D), weight, leak, leaf(B, D), 0, 0)
-    if name == "solve_affine pieces":
-        return (z0, leaf(B, D), weight, None, None, 6, 2)
-    if name == "solve_mlp":
-        return (z0, leaf(B, D), leaf(2 * H, D), leaf(2 * H), leaf(D, H), leaf(D), leak, 0.2, 2, 0.5, 9)
-    if name in ("solve_mlp_adjoint", "solve_mlp_tangent"):
-        q = leaf(B, 2 * H, scale=0.2)
-        return (z0, leaf(B, D), q, leaf(B, D), rinv, leaf(2 * H, D), leaf(D, H), leak, 0.2, 1)
-    if name == "solve_gated":
-        return (z0, leaf(B, 2 * D), leaf(2 * D, D))
-    assert name in ("solve_gated_adjoint", "solve_gated_tangent")
-    return (z0, leaf(B, D), leaf(B, 2 * D), c, leaf(2 * D, D))
-
-
-PROBLEMS = [
-    "solve_affine",
-    "solve_affine scaled",
-    "solve_affine pieces",
-    "solve_mlp",
-    "solve_mlp_adjoint",
-    "solve_mlp_tangent",
-    "solve_gated",
-    "solve_gated_adjoint",
-    "solve_gated_tangent",
-]
-
-
-def operator(namespace, name):
-    return getattr(getattr(torch.ops, namespace), name.split()[0]).default
-
-
-@pytest.mark.parametrize("name", PROBLEMS)
-@pytest.mark.parametrize("namespace", NAMESPACES)
-def test_opcheck(namespace, name):
-    arguments = (*problem(name), *PICARD)
-    result = torch.library.opcheck(operator(namespace, name), arguments, rtol=1e-6, atol=1e-8)
-    assert set(result.values()) == {"SUCCESS"}
-    gradient = operator(namespace, name.split()[0] + "_gradient")
-    start = torch.randn(B, D, dtype=torch.float64)
-    result = torch.library.opcheck(gradient, (start, *arguments[1:]), rtol=1e-6, atol=1e-8)
-    assert set(result.values()) == {"SUCCESS"}
-
-
-@pytest.mark.parametrize("namespace", NAMESPACES)
-def test_opcheck_with_trace(namespace):
-    """Without rows that end early, whose trace is NaN and so unequal to itself."""
-    arguments = (*(t.detach() if isinstance(t, torch.Tensor) else t for t in problem("solve_affine")), *PICARD)
-    arguments = (*arguments[:-5], 3, 0, False, True, False)
-    assert set(torch.library.opcheck(operator(namespace, "solve_affine"), arguments).values()) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
