@@ -53,7 +53,7 @@ inline TileShape tile_shape(const SolveOptions& options, const CellCost& cost, i
   shape.price = anderson_price<T>(cost, dim, shape.short_history);
   // Enough rows to pay for streaming the weights; few enough that their state stays in the second-level cache.
   const int used = shape.short_history == 1 ? 0 : shape.short_history;
-  const int64_t row_bytes = (3 * dim + constants + (shape.history ? (2 + 2 * used) * dim : 0)) * sizeof(T);
+  const int64_t row_bytes = (1 + 3 * dim + constants + (shape.history ? (2 + 2 * used) * dim : 0)) * sizeof(T);
   constexpr bool wide = AK_VECTOR_BYTES == 64;  // processors with a second-level cache of 1 MiB or more
   int64_t tile = (int64_t(wide ? 512 : 192) << 10) / row_bytes / kMaxRows * kMaxRows;
   const int64_t least = dim < 512 ? 12 : wide ? 48 : 24;
