@@ -65,7 +65,8 @@ def fixed_point(
         trace: record the residual of every step in info.trace.
         precision: "full", "mixed" (fused kernels may use bfloat16 products of differences, to the same true residual)
             or None: full where torch.get_float32_matmul_precision() is "highest", else mixed.
-        backend: "auto", or "cuda", "triton", "cpu", "reference" by name: an error where it cannot run the solve.
+        backend: "auto", or "cuda", "triton", "cpu", "reference" by name: an error where it cannot run the solve. What
+            has no kernel in any of them (Broyden, a state that torch.func transforms) runs in plain torch.
 
     Returns:
         z [*batch, *state], in z0's dtype, and the `SolveInfo` of the same iterate.

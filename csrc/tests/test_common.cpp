@@ -69,24 +69,29 @@ void judge_knows_every_end() {
 
 void auto_starts_where_residuals_align() {
   AutoState<double> turning, aligned, stalled, dear;
+  const AutoRule<double> rule = auto_rule(1.1, 100);
   for (int step = 2; step < 30; ++step) {
     const double r2 = std::pow(0.81, step), before = r2 / 0.81;
-    CHECK(!choose(turning, step, r2, before, 0., 1.1, 100), "step %d", step);
+    CHECK(!choose(turning, rule, step, r2, before, 0.), "step %d", step);
   }
-  CHECK(choose(aligned, 2, 0.5, 1., 0.65, 1.1, 100), "cosine 0.92");
-  CHECK(choose(stalled, 2, 0.99, 1., 0., 1.1, 100), "no contraction");
-  CHECK(!choose(dear, 2, 0.5, 1., 0.7, 2.5, 100), "price 2.5");
+  CHECK(choose(aligned, rule, 2, 0.5, 1., 0.65), "cosine 0.92");
+  CHECK(choose(stalled, rule, 2, 0.99, 1., 0.), "no contraction");
+  CHECK(!choose(dear, auto_rule(2.5, 100), 2, 0.5, 1., 0.7), "price 2.5");
 }
 
 void auto_leaves_what_does_not_pay() {
-  AutoState<double> a;
-  CHECK(choose(a, 2, 1., 1., 0.9, 1.5, 100), "started");
+  AutoState<double> a, better;
+  const AutoRule<double> rule = auto_rule(1.5, 100);
   const auto r2_at = [](int step) { return std::pow(0.81, step); };
+  CHECK(choose(a, rule, 2, r2_at(0), r2_at(-1), 1.), "started");
   for (int i = 1; i < kAutoWindow; ++i)
-    CHECK(choose(a, 2 + i, r2_at(i), r2_at(i - 1), 0., 1.5, 100), "window step %d", i);
-  CHECK(!choose(a, 10, r2_at(8), r2_at(7), 0., 1.5, 100) && a.mode == kAutoOnTrial, "slow: on trial");
-  for (int i = 9; i < 9 + kAutoTrial; ++i) choose(a, 2 + i, r2_at(i), r2_at(i - 1), 0., 1.5, 100);
+    CHECK(choose(a, rule, 2 + i, r2_at(i), r2_at(i - 1), 0.), "window step %d", i);
+  CHECK(!choose(a, rule, 10, r2_at(8), r2_at(7), 0.) && a.mode == kAutoOnTrial, "no faster than Picard: on trial");
+  for (int i = 9; i < 9 + kAutoTrial; ++i) choose(a, rule, 2 + i, r2_at(i), r2_at(i - 1), 0.);
   CHECK(a.mode == kAutoKeepPicard, "the same contraction for less: mode %d", a.mode);
+  choose(better, rule, 2, r2_at(0), r2_at(-1), 1.);
+  for (int i = 1; i <= kAutoWindow; ++i)
+    CHECK(choose(better, rule, 2 + i, r2_at(2 * i), r2_at(2 * i - 2), 0.), "twice as fast, step %d", i);
 }
 
 template <class T, class Function, class Expected>

@@ -89,11 +89,8 @@ def test_fewest_steps(backend, least, solver):
 
 
 @main_solvers
-def test_trace(backend, solver, request):
+def test_trace(backend, solver):
     """A residual at every step that was taken, the last of them the one reported; NaN only after the end."""
-    if backend == "cpu":
-        missing = "a step that asks for its confirmation in full precision leaves no residual in the trace"
-        request.applymarker(pytest.mark.xfail(reason=missing, strict=False))
     problem = problem_of("orth", 64)
     _, info = problem.solve(backend, solver, trace=True, max_steps=100)
     step = torch.arange(1, 101)[:, None]
