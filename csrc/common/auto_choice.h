@@ -46,6 +46,7 @@ AK_HD bool auto_watches(int steps) { return steps >= 2; }
 template <class S>
 AK_HD S auto_power(S x, int n) {
   S product = S(1);
+  AK_ROLLED
   for (int i = 0; i < n; ++i) product *= x;
   return product;
 }

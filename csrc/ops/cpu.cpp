@@ -168,17 +168,23 @@ Solved solve_affine(Tensor z0, Tensor u, Tensor weight, std::optional<Tensor> le
   check(weight, "weight", {dim, dim});
   check(leak, "leak", {dim});
   check(scale, "scale", {rows, dim});
-  STD_TORCH_CHECK(pieces >= 0 && (activation != ak::kPartialRelu || pieces <= dim), "pieces must be between 0 and ", dim,
-                  ", got ", pieces);
+  STD_TORCH_CHECK(pieces >= 0 && (activation != ak::kPartialRelu || pieces <= dim), "pieces must be between 0 and ",
+                  dim, ", got ", pieces);
   const ScalarType type = working_type(z0.scalar_type());
   const Tensor z0_rows = rows_of(z0, type), u_rows = rows_of(u, type), w = in_type(weight, type);
   const auto leak_row = rows_of(leak, type), scale_rows = rows_of(scale, type);
   Output out(z0, type, options, trace);
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
-    const ak::AffineProblem<T> problem{rows,                dim,             data<T>(z0_rows),
-                                       data<T>(u_rows),     matrix<T>(w),    data<T>(leak_row),
-                                       data<T>(scale_rows), int(activation), int(pieces)};
+    const ak::AffineProblem<T> problem{rows,
+                                       dim,
+                                       data<T>(z0_rows),
+                                       data<T>(u_rows),
+                                       matrix<T>(w),
+                                       data<T>(leak_row),
+                                       data<T>(scale_rows),
+                                       int(activation),
+                                       int(pieces)};
     ak::solve_kernels<T>().affine(problem, options, out.pointers<T>(trace), torch_executor());
   });
   return out.tensors(z0.scalar_type());
