@@ -33,9 +33,8 @@ struct Activations {
   template <int N>
   AK_HD_MEMBER static V polynomial(const double (&coefficients)[N], V x) {  // highest power first
     V sum = c(coefficients[0]);
-#if defined(__CUDA_ARCH__)
-#pragma unroll
-#elif !defined(__CUDACC__)
+    AK_UNROLLED
+#if !defined(__CUDACC__)
 #pragma GCC unroll 32
 #endif
     for (int i = 1; i < N; ++i) sum = Ops::fma(sum, x, c(coefficients[i]));

@@ -62,12 +62,12 @@ AK_DEVICE void sums_pass(const Team& team, const SumsInput<T>& in, int first) {
   typename Team::template Private<Sums<W, kSums>> sums;
   team.each([&](int rank) {
     W(&sum)[kSums] = sums[rank].v;
-#pragma unroll
+    AK_UNROLLED
     for (int k = 0; k < kSums; ++k) sum[k] = W(0);
     // Past the newest, the newest itself: a difference of zero.
     const T* at[columns + 1];
     const int newest = in.differences - first;
-#pragma unroll
+    AK_UNROLLED
     for (int j = 0; j <= columns; ++j) at[j] = columns > 0 ? in.ring[first + (j < newest ? j : newest)] : nullptr;
     const T* const last_at = before == Before::kIterate ? in.before : in.ring[in.differences];
     AK_ROLLED
@@ -76,12 +76,12 @@ AK_DEVICE void sums_pass(const Team& team, const SumsInput<T>& in, int first) {
       Pack<T, vector> last, column[columns + 1];
       if constexpr (before != Before::kNone) last = load_pack<vector>(last_at + i);
       if constexpr (columns > 0) {
-#pragma unroll
+        AK_UNROLLED
         for (int j = 0; j <= columns; ++j) column[j] = load_pack<vector>(at[j] + i);
       }
       Pack<T, vector> g_stored;
       Pack<W, vector> h;
-#pragma unroll
+      AK_UNROLLED
       for (int v = 0; v < vector; ++v) {
         const W x = widen(z.v[v]), fx = widen(f.v[v]);
         const W exact = fx - x, scaled = exact * in.scale, scaled_f = fx * in.scale;
@@ -99,7 +99,7 @@ AK_DEVICE void sums_pass(const Team& team, const SumsInput<T>& in, int first) {
             sum[kNewSquare] = multiply_add(d, d, sum[kNewSquare]);
             sum[kNewAlong] = multiply_add(d, scaled_g, sum[kNewAlong]);
           }
-#pragma unroll
+          AK_UNROLLED
           for (int j = 0; j < columns; ++j) {
             const W difference = widen(column[j + 1].v[v]) - widen(column[j].v[v]);
             sum[kBase + 2 * j] = multiply_add(difference, d, sum[kBase + 2 * j]);
@@ -141,7 +141,7 @@ AK_DEVICE float chunk_largest(const Team& team, const T* fz, int64_t entries) {
     AK_ROLLED
     for (int i = rank * vector; i < int(entries); i += Team::kThreads * vector) {
       const Pack<T, vector> f = load_pack<vector>(fz + i);
-#pragma unroll
+      AK_UNROLLED
       for (int v = 0; v < vector; ++v) {
         const float value = float(widen(f.v[v])), size = value < 0 ? -value : value;
         x = size > x ? size : x;
@@ -179,25 +179,25 @@ AK_DEVICE bool chunk_combine(const Team& team, const CombineInput<T>& in) {
       Pack<T, vector> newest;
       if (in.kept != nullptr) {
         const Pack<W, vector> h = load_pack<vector>(in.kept + i);
-#pragma unroll
+        AK_UNROLLED
         for (int v = 0; v < vector; ++v) sum[v] = h.v[v];
       } else {
         const Pack<T, vector> z = in.damping == W(1) ? Pack<T, vector>{} : load_pack<vector>(in.z + i);
         const Pack<T, vector> f = load_pack<vector>(in.fz + i);
-#pragma unroll
+        AK_UNROLLED
         for (int v = 0; v < vector; ++v) sum[v] = plain_step(widen(z.v[v]), widen(f.v[v]), in.damping);
       }
-#pragma unroll
+      AK_UNROLLED
       for (int v = 0; v < vector; ++v) newest.v[v] = narrow<T>(sum[v]);
       if (in.differences > 0) {
         const Pack<T, vector> oldest = load_pack<vector>(in.ring[0] + i);
-#pragma unroll
+        AK_UNROLLED
         for (int v = 0; v < vector; ++v) older[v] = widen(oldest.v[v]);
-#pragma unroll 4
+        AK_UNROLLED_4
         for (int j = 1; j < in.differences; ++j) {
           const Pack<T, vector> next = load_pack<vector>(in.ring[j] + i);
           const W weight = -in.weight[j - 1];
-#pragma unroll
+          AK_UNROLLED
           for (int v = 0; v < vector; ++v) {
             const W x = widen(next.v[v]);
             sum[v] = multiply_add(weight, x - older[v], sum[v]);
@@ -205,11 +205,11 @@ AK_DEVICE bool chunk_combine(const Team& team, const CombineInput<T>& in) {
           }
         }
         const W weight = -in.weight[in.differences - 1];
-#pragma unroll
+        AK_UNROLLED
         for (int v = 0; v < vector; ++v) sum[v] = multiply_add(weight, widen(newest.v[v]) - older[v], sum[v]);
       }
       Pack<T, vector> out;
-#pragma unroll
+      AK_UNROLLED
       for (int v = 0; v < vector; ++v) {
         out.v[v] = narrow<T>(sum[v]);
         finite_so_far = finite_so_far && sum[v] <= kLargest<T> && sum[v] >= -kLargest<T>;  // false for NaN
@@ -232,7 +232,7 @@ AK_DEVICE void enter_anderson(const Team& team, const T* z, const T* fz, const T
       const Pack<T, vector> x = load_pack<vector>(z + i), f = load_pack<vector>(fz + i);
       const Pack<T, vector> old = load_pack<vector>(before + i);
       Pack<T, vector> residual_before, residual;
-#pragma unroll
+      AK_UNROLLED
       for (int v = 0; v < vector; ++v) {
         residual_before.v[v] = narrow<T>((widen(x.v[v]) - widen(old.v[v])) * inverse_damping);
         residual.v[v] = narrow<T>(widen(f.v[v]) - widen(x.v[v]));

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../common/stopping.h"
+
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

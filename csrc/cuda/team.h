@@ -55,7 +55,7 @@ class DeviceTeam {
   template <class W, int n, class Put>
   AK_DEVICE void total(Private<Sums<W, n>>& values, const Put& put) const {
     static_assert(n <= kMaxSumsAtOnce);
-#pragma unroll
+    AK_UNROLLED
     for (int k = 0; k < n; ++k) {
       const double sum = butterfly(double(values.value.v[k]));
       if (rank() % kWarp == 0) space_->partial[rank() / kWarp][k] = sum;
@@ -111,7 +111,7 @@ class DeviceTeam {
 
  private:
   AK_DEVICE static double butterfly(double x) {
-#pragma unroll
+    AK_UNROLLED
     for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
     return x;
   }
