@@ -14,6 +14,7 @@ import torch
 
 DTYPES = {
     "anderson_step": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    "solve_affine": (torch.float32, torch.bfloat16, torch.float16),
 }
 
 _LIBRARY = Path(__file__).resolve().parent.parent / "_cuda.so"

@@ -13,7 +13,7 @@
 namespace ak {
 
 constexpr double kStepRestartFactor2 = 100;  // |g|^2 this far above its lowest: the history misleads
-constexpr double kStepAutoPrice = 1.25;      // of an Anderson step over a Picard step, the map included
+constexpr double kUnknownMapPrice = 1.25;    // of an Anderson step over a Picard step, the map included
 
 enum StepPhase : int {
   kStepFresh,
@@ -53,7 +53,8 @@ struct StepRules {
   StopRule<double> rule;
   int solver;  // 0 Picard, 1 Anderson, 2 Auto
   bool keep_best;
-  int slots;  // of the ring
+  int slots;     // of the ring
+  double price;  // of an Anderson step over a Picard step, for Auto
   int64_t groups, entries;
 };
 
@@ -141,7 +142,7 @@ AK_HD double decide_step(StepState& s, Result& result, const StepRules& rules, d
     const bool before = auto_accelerating(s.choice.mode);
     // <g, g_before> = <g, g - d>
     anderson =
-        choose(s.choice, s.progress.steps, r2, s.previous_r2, r2 - along, kStepAutoPrice, rules.groups * rules.entries);
+        choose(s.choice, s.progress.steps, r2, s.previous_r2, r2 - along, rules.price, rules.groups * rules.entries);
     s.enter = anderson && !before;
     if (s.enter) s.newest = -1;
     s.clear = s.enter || !anderson;

@@ -75,7 +75,8 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocksPerProcessor)
   const int in_block = threads == kWarp ? int(threadIdx.x) / kWarp : 0;
   auto* const space = reinterpret_cast<StepSpace<threads>*>(shared + in_block * plan.team_bytes);
   const DeviceTeam<threads> team(&space->team);
-  const StepBody<T, vector, DeviceTeam<threads>> body(p, arguments.options, plan, team, space);
+  const StepRules rules = rules_for<T>(arguments.options, p.slots, p.groups, p.entries, kUnknownMapPrice);
+  const StepBody<T, vector, DeviceTeam<threads>> body(p, arguments.options, plan, rules, team, space);
   const bool split = threads > kWarp && plan.split;
   const int64_t own = int64_t(blockIdx.x) * kTeams + in_block, pieces = body.chunks_per_problem();
   unsigned running = 0;
@@ -89,7 +90,7 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocksPerProcessor)
       body.first_sweep(problem, i - problem * pieces, turn);
       StepWords& words = body.row(problem).words();
       if (split ? !arrives_last(&words.arrived, unsigned(pieces)) : i + 1 < end) continue;
-      body.decide(problem);
+      body.decide(problem, problem);
       if (!split || plan.chunks > 1) body.solve_groups(problem, 0, p.groups);
       if (split) release(&words.decided);
     }
@@ -133,17 +134,8 @@ Kernel kernel_for(StateType type, const StepPlan& plan) {
   }
 }
 
-cudaError_t launch(const StepProblem& problem, const SolveOptions& options, cudaStream_t stream) {
-  int device = 0;
-  DeviceFacts facts{};
-  if (const auto error = cudaGetDevice(&device)) return error;
-  if (const auto error = cudaDeviceGetAttribute(&facts.processors, cudaDevAttrMultiProcessorCount, device))
-    return error;
-  if (const auto error =
-          cudaDeviceGetAttribute(&facts.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device))
-    return error;
-  Arguments arguments{problem, options, plan_step(problem, facts)};
-  StepPlan& plan = arguments.plan;
+cudaError_t launch(const StepProblem& problem, const SolveOptions& options, const StepPlan& plan, cudaStream_t stream) {
+  const Arguments arguments{problem, options, plan};
   const Kernel kernel = kernel_for(problem.type, plan);
   const int teams_per_block = plan.small ? kBlockThreads / kWarp : 1;
   const size_t shared = size_t(plan.team_bytes) * size_t(teams_per_block);
@@ -164,10 +156,10 @@ cudaError_t launch(const StepProblem& problem, const SolveOptions& options, cuda
 
 }  // namespace
 
-const char* anderson_step(const StepProblem& problem, const SolveOptions& options, void* stream) {
+const char* anderson_step(const StepProblem& problem, const SolveOptions& options, const StepPlan& plan, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
   const cudaError_t error = problem.problems == 0 ? cudaMemsetAsync(problem.active, 0, sizeof(int64_t), queue)
-                                                  : launch(problem, options, queue);
+                                                  : launch(problem, options, plan, queue);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

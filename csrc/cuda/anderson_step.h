@@ -50,9 +50,12 @@ struct DeviceFacts {
   int shared_per_block;  // bytes a block may have
 };
 
+// Of the current device; null, or why they cannot be had.
+const char* device_facts(DeviceFacts& facts);
+
 StepPlan plan_step(const StepProblem& problem, const DeviceFacts& device);
 
 // Enqueues the step on a stream of the current device; null, or why that is not possible.
-const char* anderson_step(const StepProblem& problem, const SolveOptions& options, void* stream);
+const char* anderson_step(const StepProblem& problem, const SolveOptions& options, const StepPlan& plan, void* stream);
 
 }  // namespace ak::cuda

@@ -53,24 +53,20 @@ class ControlRow {
   int64_t chunks_, groups_;
 };
 
+template <class T>
+AK_DEVICE StepRules rules_for(const SolveOptions& o, int slots, int64_t groups, int64_t entries, double price) {
+  return {
+      {o.rtol, o.atol, kEpsilon<T>, o.max_steps, o.min_steps}, o.solver, o.keep_best, slots, price, groups, entries};
+}
+
 template <class T, int vector, class Team>
 class StepBody {
   using W = Wide<T>;
 
  public:
-  AK_DEVICE StepBody(const StepProblem& problem, const SolveOptions& options, const StepPlan& plan, const Team& team,
-                     StepSpace<Team::kThreads>* space)
-      : p_(problem),
-        o_(options),
-        plan_(plan),
-        team_(team),
-        space_(space),
-        rules_{{o_.rtol, o_.atol, kEpsilon<T>, o_.max_steps, o_.min_steps},
-               o_.solver,
-               o_.keep_best,
-               p_.slots,
-               p_.groups,
-               p_.entries} {}
+  AK_DEVICE StepBody(const StepProblem& problem, const SolveOptions& options, const StepPlan& plan,
+                     const StepRules& rules, const Team& team, StepSpace<Team::kThreads>* space)
+      : p_(problem), o_(options), plan_(plan), rules_(rules), team_(team), space_(space) {}
 
   AK_DEVICE int64_t chunks_per_problem() const { return p_.groups * plan_.chunks; }
 
@@ -108,8 +104,8 @@ class StepBody {
     chunk_sums<T, vector>(team_, in, before);
   }
 
-  // After the first sweep of all of the problem's chunks.
-  AK_DEVICE void decide(int64_t problem) const {
+  // After the first sweep of all of the problem's chunks; `traced`: its column of the trace.
+  AK_DEVICE void decide(int64_t problem, int64_t traced) const {
     const ControlRow row = this->row(problem);
     StepState& s = row.state();
     const bool running = s.phase < kStepEnded;
@@ -129,7 +125,7 @@ class StepBody {
       const double relative =
           decide_step(s, row.result(), rules_, space_->total[0], space_->total[1], space_->total[2]);
       if (p_.trace != nullptr && !(relative < 0))
-        p_.trace[int64_t(s.progress.steps - 1) * p_.problems + problem] = float(relative);
+        p_.trace[int64_t(s.progress.steps - 1) * p_.problems + traced] = float(relative);
     });
     if (s.clear)
       team_.each([&](int rank) {
@@ -278,9 +274,9 @@ class StepBody {
   const StepProblem& p_;
   const SolveOptions& o_;
   const StepPlan& plan_;
+  const StepRules& rules_;
   const Team& team_;
   StepSpace<Team::kThreads>* space_;
-  const StepRules rules_;
 };
 
 }  // namespace ak::cuda

@@ -31,6 +31,8 @@ template <int threads>
 class DeviceTeam {
  public:
   static constexpr int kThreads = threads;
+  template <int others>
+  using Of = DeviceTeam<others>;
 
   template <class V>
   struct Private {
@@ -48,6 +50,14 @@ class DeviceTeam {
   template <class F>
   AK_DEVICE void first(const F& f) const {
     if (rank() == 0) f();
+    sync();
+  }
+
+  // f(warp) for every warp, by teams of its lanes, then a barrier.
+  template <class F>
+  AK_DEVICE void warps(const F& f) const {
+    const int warp = rank() / kWarp;
+    f(warp);
     sync();
   }
 

@@ -19,7 +19,9 @@ void anderson_step(const Tensor& z, const Tensor& fz, const Tensor& out, const T
   if (trace.has_value()) call.check(*trace);
   const ak::StepProblem p = ak::ops::step_problem(z, fz, out, best, history, control, active, trace, options,
                                                   ak::cuda::device_control_columns);
-  call.done(ak::cuda::anderson_step(p, options.with_slots(p.slots), call.stream()));
+  ak::cuda::DeviceFacts device{};
+  call.done(ak::cuda::device_facts(device));
+  call.done(ak::cuda::anderson_step(p, options.with_slots(p.slots), ak::cuda::plan_step(p, device), call.stream()));
 }
 
 }  // namespace

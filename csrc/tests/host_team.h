@@ -17,6 +17,8 @@ template <int threads>
 class HostTeam {
  public:
   static constexpr int kThreads = threads;
+  template <int others>
+  using Of = HostTeam<others>;
 
   template <class V>
   struct Private {
@@ -31,6 +33,11 @@ class HostTeam {
     // An odd step visits every rank of a power of two.
     const int start = int(rank_order() % threads), step = int(rank_order() % threads) | 1;
     for (int i = 0; i < threads; ++i) f((start + i * step) % threads);
+  }
+  template <class F>
+  void warps(const F& f) const {
+    const int start = int(rank_order() % (threads / cuda::kWarp));
+    for (int i = 0; i < threads / cuda::kWarp; ++i) f((start + i) % (threads / cuda::kWarp));
   }
   template <class F>
   void first(const F& f) const {

@@ -58,7 +58,7 @@ class Launch {
       with_body(0, [&](const Body& body) {
         const int64_t pieces = body.chunks_per_problem();
         for (int64_t i = 0; i < pieces; ++i) body.first_sweep(problem, i, i);
-        body.decide(problem);
+        body.decide(problem, problem);
         body.solve_groups(problem, 0, p_.groups);
         for (int64_t i = 0; i < pieces; ++i) body.second_sweep(problem, i, i);
         body.repair(problem);
@@ -72,7 +72,8 @@ class Launch {
   void with_body(int64_t team_index, const Use& use) {
     auto* const space = static_cast<cuda::StepSpace<threads>*>(shared_[size_t(team_index)].get());
     const Team team(&space->team);
-    use(Body(p_, o_, plan_, team, space));
+    const StepRules rules = cuda::rules_for<T>(o_, p_.slots, p_.groups, p_.entries, kUnknownMapPrice);
+    use(Body(p_, o_, plan_, rules, team, space));
   }
 
   // Every block's first sweeps, the last of a problem's deciding; then every block's second sweeps; then the last.
@@ -86,7 +87,7 @@ class Launch {
           const int64_t problem = i / pieces;
           body.first_sweep(problem, i % pieces, turn);
           if (++arrived[size_t(problem)] < pieces) continue;
-          body.decide(problem);
+          body.decide(problem, problem);
           if (plan_.chunks > 1) body.solve_groups(problem, 0, p_.groups);
         }
       });

@@ -31,9 +31,10 @@ PROGRAMS = {
     "test_anderson_step": ["csrc/cpu/anderson_step.cpp"],
     "test_solve_affine": ["csrc/cpu/solve_affine.cpp", "csrc/cpu/scratch.cpp"],
 }
-# The text of the CUDA kernels, run on the host: no vectors of its own, so one width will do.
+# The text of the CUDA kernels, run on the host: no vectors of its own, so one variant will do, one with fma if it can.
 CUDA_PROGRAMS = {
     "test_cuda_step": ["csrc/cuda/step_plan.cpp", "csrc/cpu/anderson_step.cpp"],
+    "test_cuda_affine": ["csrc/cuda/affine_plan.cpp"],
 }
 
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="needs a C++ compiler")
@@ -47,7 +48,7 @@ def test_program(program: str, variant: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("program", CUDA_PROGRAMS)
 def test_cuda_program(program: str, tmp_path: Path) -> None:
-    build_and_run(program, CUDA_PROGRAMS[program], "portable", tmp_path)
+    build_and_run(program, CUDA_PROGRAMS[program], "avx2" if "avx2" in VARIANTS else "portable", tmp_path)
 
 
 def build_and_run(program: str, others: list[str], variant: str, folder: Path) -> None:
