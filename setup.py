@@ -209,7 +209,7 @@ class Plan:
         objects += [self.add_object(ninja, path, "ops", self.torch_flags) for path in sorted(CSRC.glob("ops/cuda*.cpp"))]
         linker = "-s,-z,defs,--no-as-needed,--exclude-libs,ALL"
         folders = [f"-L{stand_in.parent}", f"-L{self.torch / 'lib'}"]
-        flags = quote([f"-Xlinker={linker}", "-lstdc++", *folders, "-ltorch_cpu", "-ltorch_cuda"])
+        flags = quote([*self.nvcc.targets(), f"-Xlinker={linker}", "-lstdc++", *folders, "-ltorch_cpu", "-ltorch_cuda"])
         ninja.build(str(self.cuda_library), "link_cuda", objects, implicit=str(stand_in), variables={"flags": flags})
 
     @property
