@@ -193,10 +193,10 @@ class Plan:
         ninja.variable("nvcc", quote([self.nvcc.command, f"-ccbin={compiler()[0]}"]))
         ninja.rule("device", "$nvcc -MMD -MF $out.d $flags -c $in -o $out", "compile $in", depfile="$out.d", deps="gcc")
         ninja.rule("link_cuda", "$nvcc -shared -cudart=static $in $flags -o $out", "link $out")
-        stand_in, source = self.folder / "stand_in" / "libtorch_cuda.so", self.folder / "stand_in.cpp"
-        write_if_changed(source, 'extern "C" void aoti_torch_get_current_cuda_stream() {}\n')
+        stand_in, code = self.folder / "stand_in" / "libtorch_cuda.so", self.folder / "stand_in.cpp"
+        write_if_changed(code, 'extern "C" void aoti_torch_get_current_cuda_stream() {}\n')
         stand_in_object = str(self.folder / "stand_in" / "stand_in.o")
-        ninja.build(stand_in_object, "compile", str(source), variables={"flags": "-fPIC", "variant": "stand-in"})
+        ninja.build(stand_in_object, "compile", str(code), variables={"flags": "-fPIC", "variant": "stand-in"})
         flags = quote(["-nostdlib", f"-Wl,-soname,{stand_in.name}"])
         ninja.build(str(stand_in), "link", stand_in_object, variables={"flags": flags})
 
@@ -206,7 +206,8 @@ class Plan:
             flags = quote([*NVCC_FLAGS, *self.nvcc.targets()])
             ninja.build(objects[-1], "device", str(kernel), variables={"flags": flags})
         objects += [self.add_object(ninja, source, "cuda", []) for source in sorted(CSRC.glob("cuda/*.cpp"))]
-        objects += [self.add_object(ninja, path, "ops", self.torch_flags) for path in sorted(CSRC.glob("ops/cuda*.cpp"))]
+        for source in sorted(CSRC.glob("ops/cuda*.cpp")):
+            objects.append(self.add_object(ninja, source, "ops", self.torch_flags))
         linker = "-s,-z,defs,--no-as-needed,--exclude-libs,ALL"
         folders = [f"-L{stand_in.parent}", f"-L{self.torch / 'lib'}"]
         flags = quote([*self.nvcc.targets(), f"-Xlinker={linker}", "-lstdc++", *folders, "-ltorch_cpu", "-ltorch_cuda"])

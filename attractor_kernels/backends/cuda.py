@@ -73,17 +73,16 @@ def _unfit(device: torch.device) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if runs_on(architectures, capability):
         return None
-    return f"{device} has compute capability {capability[0]}.{capability[1]}; the kernels were built for {architectures}"
+    has = ".".join(map(str, capability))
+    return f"{device} has compute capability {has}; the kernels were built for {architectures}"
 
 
 def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
     """Whether code for `architectures` ("8.0 9.0a 10.0+PTX") runs on a device of this compute capability."""
     for major, minor, family, text in re.findall(r"(\d+)\.(\d)([af]?)(\+PTX)?", architectures):
         built = (int(major), int(minor))
-        if family == "a":
-            fits = capability == built
-        else:
-            fits = capability[0] == built[0] and capability >= built
+        newer = capability[0] == built[0] and capability >= built
+        fits = capability == built if family == "a" else newer
         if fits or (text and not family and capability >= built):
             return True
     return False
