@@ -72,12 +72,12 @@ AK_DEVICE void sums_pass(const Team& team, const SumsInput<T>& in, int first) {
     const T* const last_at = before == Before::kIterate ? in.before : in.ring[in.differences];
     AK_ROLLED
     for (int i = rank * vector; i < int(in.entries); i += Team::kThreads * vector) {
-      const Pack<T, vector> z = load_pack<vector>(in.z + i), f = load_pack<vector>(in.fz + i);
+      const Pack<T, vector> z = load_global<vector>(in.z + i), f = load_global<vector>(in.fz + i);
       Pack<T, vector> last, column[columns + 1];
-      if constexpr (before != Before::kNone) last = load_pack<vector>(last_at + i);
+      if constexpr (before != Before::kNone) last = load_global<vector>(last_at + i);
       if constexpr (columns > 0) {
         AK_UNROLLED
-        for (int j = 0; j <= columns; ++j) column[j] = load_pack<vector>(at[j] + i);
+        for (int j = 0; j <= columns; ++j) column[j] = load_global<vector>(at[j] + i);
       }
       Pack<T, vector> g_stored;
       Pack<W, vector> h;
@@ -110,7 +110,7 @@ AK_DEVICE void sums_pass(const Team& team, const SumsInput<T>& in, int first) {
       }
       if constexpr (base) {
         if (in.kept != nullptr) store_pack<vector>(in.kept + i, h);
-        if (in.g != nullptr) store_pack<vector>(in.g + i, g_stored);
+        if (in.g != nullptr) store_global<vector>(in.g + i, g_stored);
       }
     }
   });
@@ -140,7 +140,7 @@ AK_DEVICE float chunk_largest(const Team& team, const T* fz, int64_t entries) {
     float x = 0;
     AK_ROLLED
     for (int i = rank * vector; i < int(entries); i += Team::kThreads * vector) {
-      const Pack<T, vector> f = load_pack<vector>(fz + i);
+      const Pack<T, vector> f = load_global<vector>(fz + i);
       AK_UNROLLED
       for (int v = 0; v < vector; ++v) {
         const float value = float(widen(f.v[v])), size = value < 0 ? -value : value;
@@ -182,20 +182,20 @@ AK_DEVICE bool chunk_combine(const Team& team, const CombineInput<T>& in) {
         AK_UNROLLED
         for (int v = 0; v < vector; ++v) sum[v] = h.v[v];
       } else {
-        const Pack<T, vector> z = in.damping == W(1) ? Pack<T, vector>{} : load_pack<vector>(in.z + i);
-        const Pack<T, vector> f = load_pack<vector>(in.fz + i);
+        const Pack<T, vector> z = in.damping == W(1) ? Pack<T, vector>{} : load_global<vector>(in.z + i);
+        const Pack<T, vector> f = load_global<vector>(in.fz + i);
         AK_UNROLLED
         for (int v = 0; v < vector; ++v) sum[v] = plain_step(widen(z.v[v]), widen(f.v[v]), in.damping);
       }
       AK_UNROLLED
       for (int v = 0; v < vector; ++v) newest.v[v] = narrow<T>(sum[v]);
       if (in.differences > 0) {
-        const Pack<T, vector> oldest = load_pack<vector>(in.ring[0] + i);
+        const Pack<T, vector> oldest = load_global<vector>(in.ring[0] + i);
         AK_UNROLLED
         for (int v = 0; v < vector; ++v) older[v] = widen(oldest.v[v]);
         AK_UNROLLED_4
         for (int j = 1; j < in.differences; ++j) {
-          const Pack<T, vector> next = load_pack<vector>(in.ring[j] + i);
+          const Pack<T, vector> next = load_global<vector>(in.ring[j] + i);
           const W weight = -in.weight[j - 1];
           AK_UNROLLED
           for (int v = 0; v < vector; ++v) {
@@ -214,8 +214,8 @@ AK_DEVICE bool chunk_combine(const Team& team, const CombineInput<T>& in) {
         out.v[v] = narrow<T>(sum[v]);
         finite_so_far = finite_so_far && sum[v] <= kLargest<T> && sum[v] >= -kLargest<T>;  // false for NaN
       }
-      if (in.h != nullptr) store_pack<vector>(in.h + i, newest);
-      store_pack<vector>(in.out + i, out);
+      if (in.h != nullptr) store_global<vector>(in.h + i, newest);
+      store_global<vector>(in.out + i, out);
     }
     valid[rank] = finite_so_far;
   });
@@ -229,17 +229,17 @@ AK_DEVICE void enter_anderson(const Team& team, const T* z, const T* fz, const T
   team.each([&](int rank) {
     AK_ROLLED
     for (int i = rank * vector; i < int(entries); i += Team::kThreads * vector) {
-      const Pack<T, vector> x = load_pack<vector>(z + i), f = load_pack<vector>(fz + i);
-      const Pack<T, vector> old = load_pack<vector>(before + i);
+      const Pack<T, vector> x = load_global<vector>(z + i), f = load_global<vector>(fz + i);
+      const Pack<T, vector> old = load_global<vector>(before + i);
       Pack<T, vector> residual_before, residual;
       AK_UNROLLED
       for (int v = 0; v < vector; ++v) {
         residual_before.v[v] = narrow<T>((widen(x.v[v]) - widen(old.v[v])) * inverse_damping);
         residual.v[v] = narrow<T>(widen(f.v[v]) - widen(x.v[v]));
       }
-      store_pack<vector>(g_before + i, residual_before);
-      store_pack<vector>(h_before + i, x);
-      store_pack<vector>(g + i, residual);
+      store_global<vector>(g_before + i, residual_before);
+      store_global<vector>(h_before + i, x);
+      store_global<vector>(g + i, residual);
     }
   });
 }
@@ -249,7 +249,7 @@ AK_DEVICE void copy_chunk(const Team& team, T* to, const T* from, int64_t entrie
   team.each([&](int rank) {
     AK_ROLLED
     for (int i = rank * vector; i < int(entries); i += Team::kThreads * vector)
-      store_pack<vector>(to + i, load_pack<vector>(from + i));
+      store_global<vector>(to + i, load_global<vector>(from + i));
   });
 }
 

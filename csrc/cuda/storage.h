@@ -140,6 +140,22 @@ AK_DEVICE void store_pack(T* p, const Pack<T, n>& x) {
   *reinterpret_cast<Pack<T, n>*>(p) = x;
 }
 
+// The same where p is known to be in global memory, whatever the compiler can see of where p came from.
+template <int n, class T>
+AK_DEVICE Pack<T, n> load_global(const T* p) {
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(p));
+#endif
+  return load_pack<n>(p);
+}
+template <int n, class T>
+AK_DEVICE void store_global(T* p, const Pack<T, n>& x) {
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(p));
+#endif
+  store_pack<n>(p, x);
+}
+
 AK_DEVICE float multiply_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return __fmaf_rn(a, b, c);

@@ -243,7 +243,7 @@ void an_overflowing_combination_gives_way() {
       device.run();
       cpu.run();
       for (int64_t i = 0; i < s.problems; ++i) {
-        CHECK(int(device.end(i).status) == kNonfinite && cpu.end(i).status == kNonfinite, WHERE);
+        CHECK(int(device.end(i).status) == kNonfinite && int(cpu.end(i).status) == kNonfinite, WHERE);
         CHECK(device.end(i).steps == cpu.end(i).steps && device.end(i).steps > 1, WHERE);
         CHECK(same(device.result(i), cpu.result(i), s.groups * s.entries), WHERE);
       }
