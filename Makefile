@@ -16,7 +16,7 @@ TEST := .venv-test
 USER := .venv-user
 OTHER := .venv-torch-$(OTHER_TORCH)
 PIP_INSTALL := -m pip install -q --disable-pip-version-check
-CPP_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp')
+CPP_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: demo test bench lint wheel build install clean
 .DELETE_ON_ERROR:

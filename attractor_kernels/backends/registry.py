@@ -6,12 +6,12 @@ The preference set by `use_backend` is the only global state of the package.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from ..options import check_choice
-from . import cpu
+from . import cpu, cuda
 
 BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
 
@@ -78,7 +78,7 @@ def available() -> dict[str, Availability]:
     True
     """
     return {
-        "cuda": Availability(False, "this build has no CUDA kernels"),
+        "cuda": Availability(*cuda.availability()),
         "triton": Availability(False, "this build has no Triton kernels"),
         "cpu": Availability(*cpu.availability()),
         "reference": Availability(True, "plain torch on any device"),
@@ -109,14 +109,21 @@ def backend_for(op: str, asked: str, device: torch.device, dtype: torch.dtype) -
 _chosen: dict[tuple[str, str, str, str, torch.dtype], str] = {}
 
 
+# By preference.
+_COMPILED: dict[str, Any] = {"cuda": cuda, "cpu": cpu}
+
+
 def _choose(op: str, name: str, device: torch.device, dtype: torch.dtype) -> str:
     if name == "reference":
         return name
     if name != "auto":
         require_usable("backend", name)
-    obstacle = cpu.obstacle(op, device, dtype)
-    if obstacle is None:
-        return "cpu"
-    if name == "auto":
-        return "reference"
-    raise ValueError(f"backend {name!r} cannot run {op}: {obstacle}")
+    for backend, kernels in _COMPILED.items():
+        if name not in ("auto", backend):
+            continue
+        obstacle = kernels.obstacle(op, device, dtype)
+        if obstacle is None:
+            return backend
+        if name == backend:
+            raise ValueError(f"backend {name!r} cannot run {op}: {obstacle}")
+    return "reference"
