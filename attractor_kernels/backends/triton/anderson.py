@@ -12,7 +12,17 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .small_solve import solve_small
+from .small_solve import slot_of_age
+
+
+def group_columns(slots: int) -> int:
+    """Float64 columns a group keeps: valid differences, weights by age and how many are used, the Gram matrix."""
+    return 1 + slots + slots * slots
+
+
+def sum_columns(slots: int) -> int:
+    """Inner products of a step."""
+    return 2 * max(slots, 1)
 
 
 class Rings(NamedTuple):
@@ -24,13 +34,14 @@ class Rings(NamedTuple):
 
 
 @triton.jit
-def slot_of_age(steps, age: tl.constexpr, SLOTS: tl.constexpr):
-    return (steps.to(tl.int64) + (SLOTS - age)) % SLOTS
+def _at(ring, slot, stride, cols):
+    return (ring + slot * stride)[:, None] + cols[None, :]
 
 
 @triton.jit
-def _at(ring, slot, stride, cols):
-    return (ring + slot * stride)[:, None] + cols[None, :]
+def newest(ring, steps, stride, cols, mask, SLOTS: tl.constexpr):
+    """What a ring holds of this step, float32 [R, C]."""
+    return tl.load(_at(ring, slot_of_age(steps, 0, SLOTS), stride, cols), mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -56,94 +67,73 @@ def _unscaled(scaled_sum, scale):
 
 
 @triton.jit
-def available(steps, count, SLOTS: tl.constexpr):
-    """Differences that a step may use if it mixes: those kept and the new one."""
+def available(steps, group, where, SLOTS: tl.constexpr):
+    """Differences that a step may use if it mixes [R]: those kept and the new one; steps: with this one."""
+    if SLOTS == 0:
+        return steps * 0
+    count = tl.load(group, mask=where & (steps > 1), other=0.0)
     return tl.where(steps > 1, tl.minimum(count + 1, SLOTS - 1), 0.0)
 
 
 @triton.jit
-def tile_sums(z, f, rings, steps, differences, keeps, damping, cols, mask, SLOTS: tl.constexpr):
-    """The tile's part of all inner products of a step, and its g and h into the rings (SLOTS > 0).
+def tile_sums(at, z, f, rings, steps, differences, where, damping, cols, mask, SLOTS: tl.constexpr):
+    """The tile's part of all inner products of a step, to `at` [R], and its g and h into the rings (SLOTS > 0).
 
-    z, f: float32 [R, C], zero outside `mask`; steps: with this one; differences: of them used [R]; keeps: lanes that
-    write. Returns float64 [R] each: |g|^2, |f|^2 and, with a history, <d_0, d_0>, <d_0, g>, then <d_j, d_0>, <d_j, g>
-    for j = 1, ..., SLOTS - 2.
+    z, f: float32 [R, C], zero outside `mask`; steps: with this one; differences: of them used [R]; where: lanes that
+    write. The products: |g|^2, |f|^2 and, with a history, <d_0, d_0>, <d_0, g>, then <d_j, d_0>, <d_j, g> for
+    j = 1, ..., SLOTS - 2.
     """
     g = f - z
     largest = tl.max(tl.maximum(tl.abs(f), tl.abs(z)), 1)
     scale = _inverse_power(largest)
     s = scale[:, None]
     scaled = g * s
-    r2 = _unscaled(tl.sum(scaled * scaled, 1), scale)
-    f2 = _unscaled(tl.sum((f * s) * (f * s), 1), scale)
-    sums = (r2, f2)
+    tl.store(at, _unscaled(tl.sum(scaled * scaled, 1), scale), mask=where)
+    tl.store(at + 1, _unscaled(tl.sum((f * s) * (f * s), 1), scale), mask=where)
     if SLOTS > 0:
         slot = slot_of_age(steps, 0, SLOTS)
-        kept = mask & keeps[:, None]
+        kept = mask & where[:, None]
         h = z + damping * g
         tl.store(_at(rings.g, slot, rings.stride, cols), g.to(rings.g.dtype.element_ty), mask=kept)
         tl.store(_at(rings.h, slot, rings.stride, cols), h.to(rings.h.dtype.element_ty), mask=kept)
         newer = as_stored(g, rings.g)
         scaled = newer * s
-        newest = scaled * 0
-        for j in tl.static_range(SLOTS - 1):
-            valid = mask & (j < differences)[:, None]
-            at = _at(rings.g, slot_of_age(steps, j + 1, SLOTS), rings.stride, cols)
-            older = tl.load(at, mask=valid, other=0.0).to(tl.float32)
+        first = newer
+        for j in range(SLOTS - 1):  # not unrolled: the loads of all differences at once would fill the registers
+            valid = mask & (differences > j)[:, None]
+            from_ring = _at(rings.g, slot_of_age(steps, j + 1, SLOTS), rings.stride, cols)
+            older = tl.load(from_ring, mask=valid, other=0.0).to(tl.float32)
             d = tl.where(valid, (newer - older) * s, 0.0)
-            if j == 0:
-                newest = d
-            sums = sums + (
-                _unscaled(tl.sum(d * newest, 1), scale),
-                _unscaled(tl.sum(d * scaled, 1), scale),
-            )
+            first = tl.where(j == 0, d, first)
+            tl.store(at + 2 + 2 * j, _unscaled(tl.sum(d * first, 1), scale), mask=where)
+            tl.store(at + 3 + 2 * j, _unscaled(tl.sum(d * scaled, 1), scale), mask=where)
             newer = older
-    return sums
 
 
 @triton.jit
-def mixing_weights(sums, gram, steps, count, active, ridge, SLOTS: tl.constexpr):
-    """Weights by age and how many are used [R], from a step's complete sums; its new Gram row is stored.
-
-    gram: pointers [R] to [SLOTS, SLOTS] float64; count: valid differences, the new one included; active: lanes that
-    mix.
-    """
-    M: tl.constexpr = SLOTS - 1
-    rows = ()
-    rhs = ()
-    for b in tl.static_range(M):
-        row = ()
-        for a in tl.static_range(b + 1):
-            if a == 0:
-                row = row + (sums[2 + 2 * b],)
-            else:
-                at = gram + slot_of_age(steps, a, SLOTS) * SLOTS + slot_of_age(steps, b, SLOTS)
-                row = row + (tl.load(at, mask=active & (b < count), other=0.0),)
-        rows = rows + (row,)
-        rhs = rhs + (sums[3 + 2 * b],)
-    return solve_small(rows, rhs, count, active, ridge, M)
-
-
-@triton.jit
-def store_gram(sums, gram, steps, count, active, SLOTS: tl.constexpr):
-    """A step's new row into the Gram matrix."""
+def store_gram_row(sums, group, steps, count, SLOTS: tl.constexpr):
+    """A step's inner products of differences into the group's Gram matrix; count: valid differences."""
+    gram = group + 1 + SLOTS + slot_of_age(steps, 0, SLOTS) * SLOTS
     for b in tl.static_range(SLOTS - 1):
-        at = gram + slot_of_age(steps, 0, SLOTS) * SLOTS + slot_of_age(steps, b, SLOTS)
-        tl.store(at, sums[2 + 2 * b], mask=active & (b < count))
+        product = tl.load(sums + (2 + 2 * b), mask=count > b, other=0.0)
+        tl.store(gram + slot_of_age(steps, b, SLOTS), product, mask=count > b)
 
 
 @triton.jit
-def mixed_step(h, rings, steps, weights, used, cols, mask, SLOTS: tl.constexpr):
-    """h - sum_j weight_j (h_j - h_{j+1}) over the used differences [R, C]."""
+def mixed_step(h, rings, group, steps, where, cols, mask, SLOTS: tl.constexpr):
+    """h - sum_j weight_j (h_j - h_{j+1}) over the differences used, and their number [R]."""
+    used = tl.load(group + SLOTS, mask=where, other=0.0)
     newer = as_stored(h, rings.h)
     mixed = h
-    for j in tl.static_range(SLOTS - 1):
-        valid = mask & (j < used)[:, None]
+    for j in range(SLOTS - 1):
+        counts = used > j
+        valid = mask & counts[:, None]
+        weight = tl.load(group + 1 + j, mask=counts, other=0.0).to(tl.float32)
         at = _at(rings.h, slot_of_age(steps, j + 1, SLOTS), rings.stride, cols)
         older = tl.load(at, mask=valid, other=0.0).to(tl.float32)
-        mixed -= tl.where(valid, weights[j].to(tl.float32)[:, None] * (newer - older), 0.0)
+        mixed -= tl.where(valid, weight[:, None] * (newer - older), 0.0)
         newer = older
-    return mixed
+    return mixed, used
 
 
 @triton.jit

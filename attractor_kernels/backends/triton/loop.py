@@ -12,22 +12,48 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .anderson import Rings, all_finite, available, mixed_step, mixing_weights, store_gram, tile_sums
+from .anderson import (
+    Rings,
+    all_finite,
+    available,
+    group_columns,
+    mixed_step,
+    newest,
+    store_gram_row,
+    sum_columns,
+    tile_sums,
+)
+from .small_solve import System, solve_small
 from .stopping import (
+    CONTROL_COLUMNS,
     DIVERGED,
     NONFINITE,
     RUNNING,
-    Choice,
-    Progress,
+    STEPS,
     decide,
-    fresh_choice,
-    fresh_progress,
     judge,
+    load_choice,
+    load_progress,
     relative_residual,
+    store_choice,
+    store_progress,
 )
 
 # Vectors of a lane's scratch before its rings: the state, the left factor of a product, the best iterate.
 STATE, FACTOR, BEST, FIRST_RING = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+
+
+_GROUP = tl.constexpr(CONTROL_COLUMNS)
+
+
+def control_columns(slots: int) -> int:
+    """Float64 scratch of a lane: a problem's columns, those of its one group, its sums."""
+    return CONTROL_COLUMNS + group_columns(slots) + sum_columns(slots)
+
+
+def scratch_vectors(slots: int) -> int:
+    """Float32 scratch vectors of a lane."""
+    return FIRST_RING.value + 2 * slots
 
 
 class Tile(NamedTuple):
@@ -87,10 +113,46 @@ def state_of(rows, live):
 
 
 @triton.jit
-def _row_of(sequence, rows, R: tl.constexpr):
+def _row_of(sequence, R: tl.constexpr):
     """The program's sequence-th row: programs take turns of R rows."""
     turn = sequence // R * tl.num_programs(0) + tl.program_id(0)
     return (turn * R + sequence % R).to(tl.int64)
+
+
+@triton.jit
+def _start(z0, index, dim, cols, mask):
+    return tl.load((z0 + index * dim)[:, None] + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _settle(row, group, sums_at, live, dim, numbers, method, EPS: tl.constexpr):
+    """From a step's sums, how each row stands, and the weights of its next iterate into the group's columns.
+
+    Returns [R] each: the progress, |g|^2, |f|^2, the status, whether the iterate is the best so far, the differences
+    that are valid.
+    """
+    SLOTS: tl.constexpr = method.SLOTS
+    before = load_progress(row, live)
+    r2 = tl.load(sums_at, mask=live, other=0.0)
+    f2 = tl.load(sums_at + 1, mask=live, other=0.0)
+    p, status, is_best = judge(before, r2, f2, numbers, EPS)
+    goes_on = live & (status == RUNNING)
+    count = r2 * 0
+    if SLOTS > 0:
+        choice = load_choice(row, live & (before.steps > 0))
+        along = r2 - tl.load(sums_at + 3, mask=live, other=0.0)
+        choice, mixes = decide(choice, p.steps, r2, along, dim, method.AUTO, True)
+        count = tl.where(mixes & goes_on, available(p.steps, group, live, SLOTS), 0.0)
+        system = System(sums_at, group + 1 + SLOTS, p.steps)
+        used = solve_small(system, count, numbers.ridge, group + 1, SLOTS)
+        tl.debug_barrier()  # the old columns have been read by all
+        tl.store(group + SLOTS, used, mask=live)
+        store_choice(row, choice, goes_on)
+        store_gram_row(sums_at, group, p.steps, count, SLOTS)
+    else:
+        tl.debug_barrier()
+    store_progress(row, p, goes_on)
+    return p, r2, f2, status, is_best & live, count
 
 
 @triton.jit
@@ -116,13 +178,14 @@ def solve(
     cell,  # its operands
     z0,  # [B, D]
     result,
-    vectors,  # float32 scratch [programs, R, FIRST_RING + 2 * SLOTS, C]
-    grams,  # float64 scratch [programs, R, SLOTS, SLOTS]
-    options,
+    vectors,  # float32 scratch [programs, R, scratch_vectors(SLOTS), C]
+    control,  # float64 scratch [programs, R, COLUMNS]
+    numbers,
     batch,
     dim,
     method,
     tile,
+    COLUMNS: tl.constexpr,
     EPS: tl.constexpr,  # rounding unit of the dtype that is solved in
 ):
     R: tl.constexpr = tile.R
@@ -132,23 +195,20 @@ def solve(
     cols = tl.arange(0, C)
     place = (tl.program_id(0) * R + lane).to(tl.int64)
     vector = vectors + place * ((FIRST_RING + 2 * SLOTS) * C)
-    gram = grams + place * (SLOTS * SLOTS)
     rings = Rings(vector + FIRST_RING * C, vector + (FIRST_RING + SLOTS) * C, C)
+    state_at = (vector + STATE * C)[:, None] + cols[None, :]
     best_at = (vector + BEST * C)[:, None] + cols[None, :]
+    row = control + place * COLUMNS
+    group = row + _GROUP
+    sums_at = group + 1 + SLOTS + SLOTS * SLOTS
     real = cols[None, :] < dim
 
-    nothing = tl.zeros((R,), tl.float64)
-    everywhere = lane >= 0
-    index = _row_of(lane, batch, R)
+    index = _row_of(lane, R)
     live = index < batch
     taken = lane + 0  # sequence number of the lane's row
     waiting = tl.full((), R, tl.int32)  # sequence number of the next row
-    p = fresh_progress(Progress(nothing, nothing, nothing, nothing, nothing), everywhere)
-    c = fresh_choice(Choice(nothing, nothing, nothing, nothing, nothing, nothing), everywhere)
-    count = nothing
-    start = (z0 + index * dim)[:, None] + cols[None, :]
-    state_at = (vector + STATE * C)[:, None] + cols[None, :]
-    tl.store(state_at, tl.load(start, mask=live[:, None] & real, other=0.0).to(tl.float32))
+    tl.store(state_at, _start(z0, index, dim, cols, live[:, None] & real))
+    tl.store(row + STEPS, tl.zeros((R,), tl.float64))
     tl.debug_barrier()
 
     while tl.max(live.to(tl.int32)) > 0:
@@ -156,44 +216,35 @@ def solve(
         rows = Rows(index, live, vector + STATE * C, vector + FACTOR * C, cols, mask, dim)
         f = tl.where(mask, evaluate(cell, rows, tile), 0.0)
         z = tl.load(state_at, mask=mask, other=0.0)
-        differences = available(p.steps + 1, count, SLOTS)
-        sums = tile_sums(z, f, rings, p.steps + 1, differences, live, options.damping, cols, mask, SLOTS)
-        r2 = sums[0]
-        f2 = sums[1]
-        p, status, is_best = judge(p, r2, f2, options, EPS)
-        is_best = is_best & live
+        steps = tl.load(row + STEPS, mask=live, other=0.0) + 1
+        differences = available(steps, group, live, SLOTS)
+        tile_sums(sums_at, z, f, rings, steps, differences, live, numbers.damping, cols, mask, SLOTS)
+        following = z + numbers.damping * (f - z)
+        tl.debug_barrier()
+
+        p, r2, f2, status, is_best, count = _settle(row, group, sums_at, live, dim, numbers, method, EPS)
         ended = live & (status != RUNNING)
+        z = tl.load(state_at, mask=mask, other=0.0)  # again: registers are dearer
+        if SLOTS > 0:
+            following = newest(rings.h, p.steps, rings.stride, cols, mask, SLOTS)
+            tl.debug_barrier()
+            mixed, used = mixed_step(following, rings, group, p.steps, live, cols, mask, SLOTS)
+            accepted = (used > 0) & all_finite(mixed, vectors, mask)
+            following = tl.where(accepted[:, None], mixed, following)
+            tl.store(group, tl.where(accepted, count, 0.0), mask=live)
         if result.trace is not None:
             at = result.trace + (p.steps - 1).to(tl.int64) * batch + index
             tl.store(at, relative_residual(r2, f2), mask=live)
-
-        following = z + options.damping * (f - z)
-        if SLOTS > 0:
-            c, mixes = decide(c, p.steps, r2, r2 - sums[3], dim, method.AUTO, True)
-            mixes = mixes & live & (ended == 0)
-            count = tl.where(mixes, differences, 0.0)
-            if tl.max(mixes.to(tl.int32)) > 0:
-                weights, used = mixing_weights(sums, gram, p.steps, count, mixes, options.ridge, SLOTS)
-                store_gram(sums, gram, p.steps, count, mixes, SLOTS)
-                mixed = mixed_step(following, rings, p.steps, weights, used, cols, mask, SLOTS)
-                accepted = (used > 0) & all_finite(mixed, vectors, mask)
-                following = tl.where(accepted[:, None], mixed, following)
-                count = tl.where(accepted, count, 0.0)
-        tl.debug_barrier()  # the state has been read by all
-
         tl.store(best_at, z, mask=is_best[:, None])
+        tl.debug_barrier()  # the state has been read by all
         if tl.max(ended.to(tl.int32)) > 0:
             _write(rows, result, p, status, r2, f2, z, is_best, best_at, ended, method)
             taken = tl.where(ended, waiting + tl.cumsum(ended.to(tl.int32), 0) - 1, taken)
             waiting += tl.sum(ended.to(tl.int32))
-            index = _row_of(taken, batch, R)
+            index = _row_of(taken, R)
             live = live & (index < batch)
-            start = (z0 + index * dim)[:, None] + cols[None, :]
             entering = (ended & live)[:, None]
-            fresh = tl.load(start, mask=entering & real, other=0.0).to(tl.float32)
-            following = tl.where(entering, fresh, following)
-            p = fresh_progress(p, ended)
-            c = fresh_choice(c, ended)
-            count = tl.where(ended, 0.0, count)
+            following = tl.where(entering, _start(z0, index, dim, cols, entering & real), following)
+        tl.store(row + STEPS, tl.where(ended, 0.0, p.steps))
         tl.store(state_at, following, mask=live[:, None])
         tl.debug_barrier()

@@ -39,7 +39,7 @@ _RESTART2 = tl.constexpr(advance.RESTART_FACTOR2)
 assert advance.AUTO_PRICE <= auto_choice.DEAR  # a dearer step would be for stalled problems only
 
 
-class Options(NamedTuple):
+class Numbers(NamedTuple):
     """A solve's numbers. Counts are floats too: the compiler makes a kernel for each kind of integer it meets."""
 
     damping: Any
@@ -71,29 +71,57 @@ class Choice(NamedTuple):
     anderson2: Any
 
 
+# Columns of a control row: the result, a problem's progress and choice, what the last step ordered. The operator
+# `anderson_step` promises the first three.
+STATUS, STEPS, RESIDUAL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+_PROGRESS, _CHOICE = tl.constexpr(3), tl.constexpr(7)
+ORDER, BEST_SAVED = tl.constexpr(13), tl.constexpr(14)
+CONTROL_COLUMNS = 19  # what precedes the groups' columns
+
+
 @triton.jit
-def fresh_progress(p, where):
-    """Before the first step, in the lanes `where`."""
-    zero = tl.where(where, 0.0, p.best_r2)
+def load_progress(control, where):
+    """From control rows [R]; before the first step, with STEPS = 0, all columns may hold anything."""
+    steps = tl.load(control + STEPS, mask=where, other=0.0)
+    begun = where & (steps > 0)
     return Progress(
-        tl.where(where, 0.0, p.steps),
-        tl.where(where, -1.0, p.first2),
-        zero,
-        tl.where(where, -1.0, p.best_f2),
-        tl.where(where, 0.0, p.best_step),
+        steps,
+        tl.load(control + _PROGRESS, mask=begun, other=-1.0),
+        tl.load(control + _PROGRESS + 1, mask=begun, other=0.0),
+        tl.load(control + _PROGRESS + 2, mask=begun, other=-1.0),
+        tl.load(control + _PROGRESS + 3, mask=begun, other=0.0),
     )
 
 
 @triton.jit
-def fresh_choice(c, where):
+def load_choice(control, begun):
     return Choice(
-        tl.where(where, 0.0, c.previous_r2),
-        tl.where(where, 0.0, c.level),
-        tl.where(where, 0.0, c.mode),
-        tl.where(where, 0.0, c.since),
-        tl.where(where, 0.0, c.entry_r2),
-        tl.where(where, 0.0, c.anderson2),
+        tl.load(control + _CHOICE, mask=begun, other=0.0),
+        tl.load(control + _CHOICE + 1, mask=begun, other=0.0),
+        tl.load(control + _CHOICE + 2, mask=begun, other=0.0),
+        tl.load(control + _CHOICE + 3, mask=begun, other=0.0),
+        tl.load(control + _CHOICE + 4, mask=begun, other=0.0),
+        tl.load(control + _CHOICE + 5, mask=begun, other=0.0),
     )
+
+
+@triton.jit
+def store_progress(control, p, where):
+    """All but the steps."""
+    tl.store(control + _PROGRESS, p.first2, mask=where)
+    tl.store(control + _PROGRESS + 1, p.best_r2, mask=where)
+    tl.store(control + _PROGRESS + 2, p.best_f2, mask=where)
+    tl.store(control + _PROGRESS + 3, p.best_step, mask=where)
+
+
+@triton.jit
+def store_choice(control, c, where):
+    tl.store(control + _CHOICE, c.previous_r2, mask=where)
+    tl.store(control + _CHOICE + 1, c.level, mask=where)
+    tl.store(control + _CHOICE + 2, c.mode, mask=where)
+    tl.store(control + _CHOICE + 3, c.since, mask=where)
+    tl.store(control + _CHOICE + 4, c.entry_r2, mask=where)
+    tl.store(control + _CHOICE + 5, c.anderson2, mask=where)
 
 
 @triton.jit
@@ -108,13 +136,13 @@ def relative_residual(r2, f2):
 
 
 @triton.jit
-def within_tolerance(r2, f2, options):
-    bound = tl.sqrt(f2) * options.rtol + options.atol
+def within_tolerance(r2, f2, numbers):
+    bound = tl.sqrt(f2) * numbers.rtol + numbers.atol
     return r2 <= bound * bound
 
 
 @triton.jit
-def judge(p, r2, f2, options, EPS: tl.constexpr):
+def judge(p, r2, f2, numbers, EPS: tl.constexpr):
     """Counts one evaluation: the new progress, the status (RUNNING where the problem goes on), where it is the best."""
     steps = p.steps + 1
     sound = finite(r2) & finite(f2)
@@ -125,13 +153,13 @@ def judge(p, r2, f2, options, EPS: tl.constexpr):
     best_step = tl.where(best, steps, p.best_step)
 
     # From the weakest claim to the strongest: a later line overrules an earlier one.
-    enough = steps >= options.min_steps
+    enough = steps >= numbers.min_steps
     floor2: tl.constexpr = (_STAGNATION_EPS * EPS) * (_STAGNATION_EPS * EPS)
     stuck = enough & (steps - best_step >= _STAGNATION_STEPS) & (best_r2 <= best_f2 * floor2)
     status = tl.where(stuck, STAGNATED, RUNNING)
-    status = tl.where(steps >= options.max_steps, MAX_STEPS, status)
+    status = tl.where(steps >= numbers.max_steps, MAX_STEPS, status)
     status = tl.where(r2 > first2 * _DIVERGENCE2, DIVERGED, status)
-    status = tl.where(enough & within_tolerance(r2, f2, options), CONVERGED, status)
+    status = tl.where(enough & within_tolerance(r2, f2, numbers), CONVERGED, status)
     status = tl.where(sound, status, NONFINITE)
     return Progress(steps, first2, best_r2, best_f2, best_step), status, best
 
