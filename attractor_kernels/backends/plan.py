@@ -142,6 +142,45 @@ def plan_solve(
     )
 
 
+@dataclass(frozen=True)
+class StepPlan:
+    """The launch, or two, of one fused step of an unknown map; it follows from the shape alone, not from the batch."""
+
+    kernel: str
+    launches: int
+    groups: int  # mixing groups a program holds
+    columns: int  # entries of a tile
+    tiles: int  # of a group
+    programs: int
+    warps: int
+    slots: int
+    batch: int  # partial sums added at once
+    floor_bytes: int  # what a step must move: z, f(z), the rings' old and new vectors, the next iterates
+
+
+def plan_step(*, problems: int, groups: int, entries: int, slots: int, item_bytes: int) -> StepPlan:
+    """The plan of a step over [problems, groups, entries]."""
+    columns = max(16, _power_of_two(entries))
+    whole = groups == 1 and columns <= TILE_ENTRIES
+    if not whole:
+        columns = min(columns, TILE_ENTRIES // 2)
+    held = max(1, TILE_ENTRIES // 2 // columns)
+    tiles = -(-entries // columns)
+    vectors = 3 + 2 * slots if slots else 3
+    return StepPlan(
+        kernel="step_whole" if whole else "step_measure, step_combine",
+        launches=1 if whole else 2,
+        groups=held,
+        columns=columns,
+        tiles=tiles,
+        programs=-(-problems * groups // held) * tiles,
+        warps=_warps(held, columns) if held * columns <= TILE_ENTRIES // 2 else 8,
+        slots=slots,
+        batch=32,
+        floor_bytes=problems * groups * entries * item_bytes * vectors,
+    )
+
+
 def _warps(rows: int, columns: int) -> int:
     return 4 if rows * columns <= TILE_ENTRIES // 4 else 8
 
