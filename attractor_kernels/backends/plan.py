@@ -48,7 +48,8 @@ B200 = DeviceFacts("B200", (10, 0), 148, 126 << 20, 227 << 10)
 L2_BYTES_A_CYCLE = 48  # what one multiprocessor gets of the second-level cache
 STEP_CYCLES = 3000  # a step's reductions, small solve and barriers: waiting, whatever the tile
 TILE_ENTRIES = 4096  # rows x padded state: 16 entries a thread of 8 warps; twice that spills registers
-REGISTERS = 65536  # of a multiprocessor, at 256 a thread
+REGISTERS = 65536  # of a multiprocessor
+THREAD_REGISTERS = 255  # of a thread, all that there are
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class SolvePlan:
     inputs: int  # of a product's slice
     hidden: int  # units of a hidden layer's slice; 0: no hidden layer
     warps: int
+    registers: int  # a thread may take; left to itself the assembler would spill some to fit more warps
     stages: int  # slices in flight
     programs: int
     slots: int  # of the history's rings; 0: Picard
@@ -102,7 +104,7 @@ def plan_solve(
     """
     columns = max(16, _power_of_two(dim))
     # A row's arithmetic must not depend on the batch, so the slices follow from the shape of the cell alone.
-    inputs = min(columns, 32 if columns < 256 else 16)
+    inputs = 32 if 32 <= columns <= 64 else 16  # more would spill registers
     slice_hidden = min(32, max(16, _power_of_two(hidden))) if hidden else 0
     rate = device.float32_products if precision == "ieee" else device.split_products
 
@@ -121,7 +123,7 @@ def plan_solve(
     cached = max(1, device.l2_bytes * 3 // 4 // (rows * row_scratch))
     programs = min(-(-batch // rows), device.multiprocessors * _resident(warps), cached)
     stages = 3
-    slices = inputs * (rows + max(columns, slice_hidden)) + slice_hidden * (rows + columns)
+    outputs = slice_hidden or columns
     return SolvePlan(
         kernel=kernel,
         device=device.name,
@@ -130,13 +132,14 @@ def plan_solve(
         inputs=inputs,
         hidden=slice_hidden,
         warps=warps,
+        registers=THREAD_REGISTERS,
         stages=stages,
         programs=programs,
         slots=slots,
         precision=precision,
         history="none" if slots == 0 else "global scratch, held in the second-level cache",
         scratch_bytes=programs * rows * row_scratch,
-        shared_bytes=min(device.shared_bytes, stages * slices * 4),
+        shared_bytes=((stages - 1) * inputs * (rows + outputs) + rows * columns + slice_hidden * columns) * 4,
         product_cycles=round(rows * products / rate),
         weight_cycles=round(products * 4 / L2_BYTES_A_CYCLE),
     )
@@ -153,6 +156,7 @@ class StepPlan:
     tiles: int  # of a group
     programs: int
     warps: int
+    registers: int
     slots: int
     batch: int  # partial sums added at once
     floor_bytes: int  # what a step must move: z, f(z), the rings' old and new vectors, the next iterates
@@ -174,7 +178,8 @@ def plan_step(*, problems: int, groups: int, entries: int, slots: int, item_byte
         columns=columns,
         tiles=tiles,
         programs=-(-problems * groups // held) * tiles,
-        warps=_warps(held, columns) if held * columns <= TILE_ENTRIES // 2 else 8,
+        warps=4 if held * columns <= TILE_ENTRIES // 2 else 8,
+        registers=THREAD_REGISTERS,
         slots=slots,
         batch=32,
         floor_bytes=problems * groups * entries * item_bytes * vectors,

@@ -203,7 +203,7 @@ def prepare(
             Method(_constant(slots), _constant(tail.solver == 2), _constant(tail.keep_best)),
             Tile(*map(_constant, (plan.rows, plan.columns, plan.inputs, plan.hidden, plan.precision))),
         ),
-        dict(COLUMNS=columns, EPS=_EPS, num_warps=plan.warps, num_stages=plan.stages),
+        dict(COLUMNS=columns, EPS=_EPS, num_warps=plan.warps, num_stages=plan.stages, maxnreg=plan.registers),
     )
     return launch, result, plan
 

@@ -62,7 +62,7 @@ def prepare_step(
             )
         )
     )
-    keywords = dict(EPS=torch.finfo(z.dtype).eps, num_warps=plan.warps)
+    keywords = dict(EPS=torch.finfo(z.dtype).eps, num_warps=plan.warps, maxnreg=plan.registers)
     kernels = [step_whole] if plan.launches == 1 else [step_measure, step_combine]
     arguments = (buffers, shape, numbers, method)
     return [Launch(kernel, (plan.programs,), arguments, keywords) for kernel in kernels], plan
