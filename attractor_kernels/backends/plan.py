@@ -25,9 +25,8 @@ class DeviceFacts:
     def of(cls, device: torch.device) -> DeviceFacts:
         """The facts of a CUDA device."""
         p = torch.cuda.get_device_properties(device)
-        return cls(
-            p.name, (p.major, p.minor), p.multi_processor_count, p.L2_cache_size, p.shared_memory_per_block_optin
-        )
+        shared: int = p.shared_memory_per_block_optin  # type: ignore[attr-defined]
+        return cls(p.name, (p.major, p.minor), p.multi_processor_count, p.L2_cache_size, shared)
 
     @property
     def float32_products(self) -> int:

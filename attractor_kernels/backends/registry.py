@@ -5,6 +5,7 @@ The preference set by `use_backend` is the only global state of the package.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple
 
@@ -112,17 +113,22 @@ def backend_for(
 _chosen: dict[tuple[str, str, str, str, torch.dtype, triton.Sizes | None], str] = {}
 
 
+# Why a backend cannot run an operator on such a state, None if it can; the first that can is preferred.
+_OBSTACLES: dict[str, Callable[[str, torch.device, torch.dtype, triton.Sizes | None], str | None]] = {
+    "triton": lambda op, device, dtype, sizes: triton.obstacle(op, device, dtype, sizes),
+    "cpu": lambda op, device, dtype, sizes: cpu.obstacle(op, device, dtype),
+}
+_PREFERENCE = tuple(_OBSTACLES)
+
+
 def _choose(op: str, name: str, device: torch.device, dtype: torch.dtype, sizes: triton.Sizes | None) -> str:
     if name == "reference":
         return name
     if name != "auto":
         require_usable("backend", name)
     obstacle = None
-    for backend in ("triton", "cpu") if name == "auto" else (name,):  # the order of preference
-        if backend == "triton":
-            obstacle = triton.obstacle(op, device, dtype, sizes)
-        else:
-            obstacle = cpu.obstacle(op, device, dtype)
+    for backend in _PREFERENCE if name == "auto" else (name,):
+        obstacle = _OBSTACLES[backend](op, device, dtype, sizes)
         if obstacle is None:
             return backend
     if name == "auto":

@@ -16,9 +16,9 @@ __all__ = [
     "NAMESPACE",
     "OPERATORS",
     "REFERENCE_NAMESPACE",
+    "TRITON_NAMESPACE",
     "AdjointWarning",
     "Operator",
-    "TRITON_NAMESPACE",
     "SolveResult",
     "Tail",
     "call",
@@ -30,9 +30,7 @@ NAMESPACE = "attractor_kernels"  # compiled kernels where there are some, plain 
 REFERENCE_NAMESPACE = "attractor_kernels_reference"  # plain torch only
 TRITON_NAMESPACE = "attractor_kernels_triton"  # Triton kernels on CUDA, plain torch elsewhere
 
-_LIBRARIES = [
-    torch.library.Library(name, "FRAGMENT") for name in (NAMESPACE, REFERENCE_NAMESPACE, TRITON_NAMESPACE)
-]
+_LIBRARIES = [torch.library.Library(name, "FRAGMENT") for name in (NAMESPACE, REFERENCE_NAMESPACE, TRITON_NAMESPACE)]
 _SOLVED = "(Tensor z, Tensor steps, Tensor residual, Tensor status, Tensor trace)"
 
 

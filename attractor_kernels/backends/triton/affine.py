@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import triton
-import triton.language as tl
 
 from .activations import activate
 from .loop import column_constants, row_constants, state_of
@@ -26,9 +25,7 @@ class Affine(NamedTuple):
 @triton.jit
 def affine_map(cell, rows, tile):
     a = row_constants(cell.u, rows, rows.dim, 0)
-    a = product(
-        a, rows.state, cell.weight, cell.output_stride, cell.input_stride, rows.cols, rows.dim, rows.dim, tile
-    )
+    a = product(a, rows.state, cell.weight, cell.output_stride, cell.input_stride, rows.cols, rows.dim, rows.dim, tile)
     f = activate(a, rows.cols, rows.dim, cell.pieces, cell.ACTIVATION)
     if cell.scale is not None:
         f = row_constants(cell.scale, rows, rows.dim, 0) * f

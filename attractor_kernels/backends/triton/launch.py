@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -53,12 +52,16 @@ def _contiguous(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
 
 
+def _strided(weight: Tensor) -> tuple[Tensor, int, int]:
+    """A weight as the maps take it: with the strides of its outputs and its inputs."""
+    return weight, weight.stride(0), weight.stride(1)
+
+
 def _affine(tensors: Sequence[Any], activation: int, pieces: int) -> Problem:
     u, weight, leak, scale = tensors
     operands = Affine(
         u.contiguous(),
-        weight,
-        *weight.stride(),
+        *_strided(weight),
         _contiguous(leak),
         _contiguous(scale),
         float(pieces),
@@ -71,11 +74,9 @@ def _mlp(tensors: Sequence[Any], skip: float, norm: int, norm_eps: float, activa
     u, w1, b1, w2, b2, leak = tensors
     operands = Mlp(
         u.contiguous(),
-        w1,
-        *w1.stride(),
+        *_strided(w1),
         _contiguous(b1),
-        w2,
-        *w2.stride(),
+        *_strided(w2),
         _contiguous(b2),
         _contiguous(leak),
         w2.shape[1],
@@ -95,10 +96,8 @@ def _mlp_linear(evaluate: Any) -> Callable[..., Problem]:
             q.contiguous(),
             n.contiguous(),
             rinv.contiguous(),
-            w1,
-            *w1.stride(),
-            w2,
-            *w2.stride(),
+            *_strided(w1),
+            *_strided(w2),
             _contiguous(leak),
             w2.shape[1],
             float(skip),
@@ -112,13 +111,13 @@ def _mlp_linear(evaluate: Any) -> Callable[..., Problem]:
 
 def _gated(tensors: Sequence[Any]) -> Problem:
     u, weight = tensors
-    return Problem(gated_map, Gated(u.contiguous(), weight, *weight.stride()), 0, weight.numel())
+    return Problem(gated_map, Gated(u.contiguous(), *_strided(weight)), 0, weight.numel())
 
 
 def _gated_linear(evaluate: Any) -> Callable[..., Problem]:
     def problem(tensors: Sequence[Any]) -> Problem:
         v, q, c, weight = tensors
-        operands = GatedLinear(v.contiguous(), q.contiguous(), c.contiguous(), weight, *weight.stride())
+        operands = GatedLinear(v.contiguous(), q.contiguous(), c.contiguous(), *_strided(weight))
         return Problem(evaluate, operands, 0, weight.numel())
 
     return problem

@@ -102,9 +102,7 @@ def _first_layer(cell, left, rows, first, units, tile):
     """left W1^T for the hidden units first + units [R, units]."""
     total = tl.zeros((tile.R, tile.H), tl.float32)
     weight = cell.w1 + first * cell.w1_output_stride
-    return product(
-        total, left, weight, cell.w1_output_stride, cell.w1_input_stride, units, cell.hidden, rows.dim, tile
-    )
+    return product(total, left, weight, cell.w1_output_stride, cell.w1_input_stride, units, cell.hidden, rows.dim, tile)
 
 
 @triton.jit

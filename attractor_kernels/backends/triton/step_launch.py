@@ -35,18 +35,14 @@ def prepare_step(
     """The launches of a step, in order, and their plan."""
     problems, groups, _, slots, stride = history.shape
     entries = z.numel() // (problems * groups)
-    plan = plan_step(
-        problems=problems, groups=groups, entries=entries, slots=slots, item_bytes=z.element_size()
-    )
+    plan = plan_step(problems=problems, groups=groups, entries=entries, slots=slots, item_bytes=z.element_size())
     partial = None
     if plan.tiles > 1:
         partial = control.new_empty((problems * groups, plan.tiles, 2 * max(slots, 1)))
     buffers = Buffers(z, fz, out, best, history, control, active, trace, partial)
     sums = (control.shape[1] - CONTROL_COLUMNS) // groups - (1 + slots + slots * slots)
     shape = Shape(problems, groups, entries, stride, control.shape[1], sums, plan.tiles)
-    numbers = Numbers(
-        float(damping), float(ridge), float(rtol), float(atol), float(max_steps), float(min_steps)
-    )
+    numbers = Numbers(float(damping), float(ridge), float(rtol), float(atol), float(max_steps), float(min_steps))
     method = StepMethod(
         *(
             tl.constexpr(value)

@@ -91,5 +91,5 @@ def test_every_plan_of_the_other_cells(architecture, mixed, name, dim, rows):
 
 
 def test_limits_are_those_tested():
-    assert HISTORY_LIMIT == SOLVERS["auto6"].history
+    assert SOLVERS["auto6"].history == HISTORY_LIMIT
     assert max(STATE_LIMIT[name] for name in NAMES) == 256

@@ -38,9 +38,7 @@ class Case(NamedTuple):
 
     def rows(self, rows: Any) -> Case:
         per_row = OPERATORS[self.name].rows
-        tensors = (
-            t[rows] if own and t is not None else t for t, own in zip(self.tensors, per_row, strict=True)
-        )
+        tensors = (t[rows] if own and t is not None else t for t, own in zip(self.tensors, per_row, strict=True))
         return self._replace(tensors=tuple(tensors))
 
 

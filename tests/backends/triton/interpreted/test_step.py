@@ -121,7 +121,7 @@ def test_a_combination_that_overflows_gives_way(entries):
         return (slopes * z + 3000).contiguous()
 
     z0 = torch.zeros(2, 1, entries, dtype=torch.float16)
-    z, buffers, _ = solve(anderson_step, f, z0, 2, 1, Anderson(history=2, ridge=0.0), max_steps=12)
+    z, _, _ = solve(anderson_step, f, z0, 2, 1, Anderson(history=2, ridge=0.0), max_steps=12)
     assert z.isfinite().all()
 
 
