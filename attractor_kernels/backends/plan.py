@@ -47,6 +47,7 @@ B200 = DeviceFacts("B200", (10, 0), 148, 126 << 20, 227 << 10)
 L2_BYTES_A_CYCLE = 48  # what one multiprocessor gets of the second-level cache
 STEP_CYCLES = 3000  # a step's reductions, small solve and barriers: waiting, whatever the tile
 TILE_ENTRIES = 4096  # rows x padded state: 16 entries a thread of 8 warps; twice that spills registers
+LEAST_ENTRIES = 512  # 4 a thread of 4 warps; with fewer the compiler spreads a row, and so adds it up, in another way
 REGISTERS = 65536  # of a multiprocessor
 THREAD_REGISTERS = 255  # of a thread, all that there are
 
@@ -103,7 +104,7 @@ def plan_solve(
     """
     columns = max(16, _power_of_two(dim))
     # A row's arithmetic must not depend on the batch, so the slices follow from the shape of the cell alone.
-    inputs = 32 if 32 <= columns <= 64 else 16  # more would spill registers
+    inputs = 16  # more would spill registers
     slice_hidden = min(32, max(16, _power_of_two(hidden))) if hidden else 0
     rate = device.float32_products if precision == "ieee" else device.split_products
 
@@ -115,7 +116,7 @@ def plan_solve(
     if rows is None:
         # 64 rows would be multiplied by other instructions of the tensor cores than 16, in another order.
         tiles = (16, 32, 64) if precision == "ieee" else (16, 32)
-        rows = min((r for r in tiles if r * columns <= TILE_ENTRIES), key=cost)
+        rows = min((r for r in tiles if LEAST_ENTRIES <= r * columns <= TILE_ENTRIES), key=cost)
     warps = _warps(rows, columns)
     row_scratch = vectors * columns * 4 + control * 8
     # Three quarters of the cache: weights and the batch's own rows pass through it too.

@@ -30,7 +30,7 @@ def make(device, batch, dim, *, hidden=0, slots=6, precision="ieee"):
 def test_a_plan_fits(device, dim, batch, precision):
     p = make(device, batch, dim, precision=precision)
     assert p.columns >= max(dim, 16) and p.columns % p.inputs == 0
-    assert p.rows * p.columns <= plan.TILE_ENTRIES
+    assert plan.LEAST_ENTRIES <= p.rows * p.columns <= plan.TILE_ENTRIES
     assert 1 <= p.programs <= -(-batch // p.rows)
     assert p.scratch_bytes <= device.l2_bytes * 3 // 4
     assert p.shared_bytes <= device.shared_bytes
