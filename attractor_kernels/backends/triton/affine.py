@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import triton
+import triton.language as tl  # noqa: F401 (the interpreter looks for it here)
 
 from .activations import activate
 from .loop import column_constants, row_constants, state_of
