@@ -60,7 +60,7 @@ test: wheel $(OTHER)/ready
 
 # After `make test`, in the environment it leaves.
 test-thorough:
-	tools/test_installed.sh --thorough $(TEST) -q tests/numerics
+	tools/test_installed.sh --thorough $(TEST) -q tests/numerics tests/backends/triton
 
 $(OTHER)/ready: $(DEV)/ready tools/install_torch_without_cuda.py
 	rm -rf $(OTHER)
