@@ -2,6 +2,7 @@
 #
 #   make demo    train the same layer twice, unrolled and through this package, and compare
 #   make test    wheel in a new environment, no compiler, tests from outside the tree; the wheel under another torch
+#   make test-thorough   every planned Triton kernel compiled for every architecture, after make test
 #   make bench   measure against the baselines; writes benchmarks/results/
 #   make lint    ruff, mypy, clang-format, typos
 #   make wheel   dist/*.whl
@@ -18,7 +19,7 @@ OTHER := .venv-torch-$(OTHER_TORCH)
 PIP_INSTALL := -m pip install -q --disable-pip-version-check
 CPP_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test bench lint wheel build install clean
+.PHONY: demo test test-thorough bench lint wheel build install clean
 .DELETE_ON_ERROR:
 
 $(DEV)/ready: pyproject.toml tools/requirements.py Makefile
@@ -56,6 +57,10 @@ test: wheel $(OTHER)/ready
 	$(TEST)/bin/python $(PIP_INSTALL) "$$(echo $(CURDIR)/dist/*.whl)[test]"
 	tools/test_installed.sh --with-compiler $(TEST) -q tests
 	@tools/test_installed.sh $(TEST) --doctest-modules --pyargs attractor_kernels tests
+
+# After `make test`, in the environment it leaves.
+test-thorough:
+	tools/test_installed.sh --thorough $(TEST) -q tests/backends/triton
 
 $(OTHER)/ready: $(DEV)/ready tools/install_torch_without_cuda.py
 	rm -rf $(OTHER)

@@ -26,3 +26,5 @@ __all__ = [
 for _name in (*OPERATORS, "anderson_step", "residual_norm"):
     cpu.find_kernel(_name)
     cuda.find_kernel(_name)
+
+from ..backends.triton import register as _register  # noqa: E402, F401 (it implements what stands above)

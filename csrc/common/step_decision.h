@@ -141,8 +141,8 @@ AK_HD double decide_step(StepState& s, Result& result, const StepRules& rules, d
   if (rules.solver == 2) {
     const bool before = auto_accelerating(s.choice.mode);
     // <g, g_before> = <g, g - d>
-    anderson =
-        choose(s.choice, s.progress.steps, r2, s.previous_r2, r2 - along, rules.price, rules.groups * rules.entries);
+    const AutoRule<double> rule = auto_rule(rules.price, rules.groups * rules.entries);
+    anderson = choose(s.choice, rule, s.progress.steps, r2, s.previous_r2, r2 - along);
     s.enter = anderson && !before;
     if (s.enter) s.newest = -1;
     s.clear = s.enter || !anderson;
