@@ -76,9 +76,10 @@ $(USER)/ready: pyproject.toml tools/requirements.py Makefile
 	$(USER)/bin/python $(PIP_INSTALL) -r $(USER)/requirements.txt
 	touch $@
 
+# The demonstration and the benchmark run on the CPU; CUDA kernels, where nvcc is found, would take minutes to compile.
 install: $(USER)/ready
 	rm -rf build/lib* build/bdist* build/wheel
-	$(USER)/bin/python -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+	FORCE_CUDA=$${FORCE_CUDA:-0} $(USER)/bin/python -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
 	$(USER)/bin/python $(PIP_INSTALL) --no-deps --force-reinstall build/wheel/*.whl
 
 demo: install
