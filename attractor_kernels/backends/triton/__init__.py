@@ -12,7 +12,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST = (3, 6)
 HISTORY_LIMIT = 6  # a longer history's small system does not fit the registers
 STATE_LIMIT = {
-    "anderson_step": 1 << 30,  # entries of a mixing group
+    "anderson_step": 100_000_000,  # entries of a mixing group, so that offsets in its rings fit 32 bits
     "solve_affine": 256,
     "solve_mlp": 128,
     "solve_mlp_adjoint": 128,

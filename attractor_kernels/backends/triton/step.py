@@ -229,6 +229,7 @@ def _combine(b, lanes, numbers, method):
     saved = lanes.mask & save[:, None]
     kept = tl.load(b.out + lanes.at, mask=saved, other=0.0)
     tl.store(b.best + lanes.at, kept, mask=saved)
+    tl.debug_barrier()  # `out` has been read by all
     mixes = order == _MIXED
     steps = (order == _PLAIN) | mixes
     moving = lanes.mask & steps[:, None]
