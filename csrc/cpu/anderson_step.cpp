@@ -123,7 +123,7 @@ class Step {
     in.z = z() + r.offset;
     in.fz = fz() + r.offset;
     in.entries = r.entries;
-    in.scale = s.phase == kStepFresh                   ? first_scale<T>(in.fz, r.entries)
+    in.scale = s.phase == kStepFresh               ? first_scale<T>(in.fz, r.entries)
                : sizeof(Wide<T>) == sizeof(double) ? Wide<T>(1)
                                                    : Wide<T>(s.scale);
     double* const sums = row.sums(g, chunk);
