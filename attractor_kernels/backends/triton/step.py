@@ -43,7 +43,7 @@ from .stopping import (
 )
 
 _GROUPS = tl.constexpr(CONTROL_COLUMNS)
-SAVE_BEST, SETTLED, GROUPS_IN = tl.constexpr(15), tl.constexpr(16), tl.constexpr(17)
+SAVE_BEST, SETTLED, GROUPS_IN = tl.constexpr(16), tl.constexpr(17), tl.constexpr(18)
 
 # What a problem's part of `out` becomes.
 _NOTHING, _PLAIN, _MIXED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
