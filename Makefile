@@ -2,6 +2,7 @@
 #
 #   make demo    train the same layer twice, unrolled and through this package, and compare
 #   make test    wheel in a new environment, no compiler, tests from outside the tree; the wheel under another torch
+#   make test-thorough   every planned Triton kernel compiled for every architecture, after make test
 #   make bench   measure against the baselines; writes benchmarks/results/
 #   make lint    ruff, mypy, clang-format, typos
 #   make wheel   dist/*.whl
@@ -16,9 +17,9 @@ TEST := .venv-test
 USER := .venv-user
 OTHER := .venv-torch-$(OTHER_TORCH)
 PIP_INSTALL := -m pip install -q --disable-pip-version-check
-CPP_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp')
+CPP_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test bench lint wheel build install clean
+.PHONY: demo test test-thorough bench lint wheel build install clean
 .DELETE_ON_ERROR:
 
 $(DEV)/ready: pyproject.toml tools/requirements.py Makefile
@@ -57,6 +58,10 @@ test: wheel $(OTHER)/ready
 	tools/test_installed.sh --with-compiler $(TEST) -q tests
 	@tools/test_installed.sh $(TEST) --doctest-modules --pyargs attractor_kernels tests
 
+# After `make test`, in the environment it leaves.
+test-thorough:
+	tools/test_installed.sh --thorough $(TEST) -q tests/backends/triton
+
 $(OTHER)/ready: $(DEV)/ready tools/install_torch_without_cuda.py
 	rm -rf $(OTHER)
 	$(PYTHON) -m venv $(OTHER)
@@ -71,9 +76,10 @@ $(USER)/ready: pyproject.toml tools/requirements.py Makefile
 	$(USER)/bin/python $(PIP_INSTALL) -r $(USER)/requirements.txt
 	touch $@
 
+# The demonstration and the benchmark run on the CPU; CUDA kernels, where nvcc is found, would take minutes to compile.
 install: $(USER)/ready
 	rm -rf build/lib* build/bdist* build/wheel
-	$(USER)/bin/python -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+	FORCE_CUDA=$${FORCE_CUDA:-0} $(USER)/bin/python -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
 	$(USER)/bin/python $(PIP_INSTALL) --no-deps --force-reinstall build/wheel/*.whl
 
 demo: install

@@ -2,6 +2,11 @@
 
 from typing import TypedDict
 
+class Cuda(TypedDict):
+    nvcc: str  # its version
+    architectures: str  # "8.0 9.0a 10.0+PTX"
+    absent: str  # why there are no CUDA kernels; else empty
+
 class Build(TypedDict):
     torch: str  # built against
     target_torch: str  # oldest torch it loads in
@@ -9,6 +14,7 @@ class Build(TypedDict):
     pybind11: str
     common_flags: str
     kernel_flags: dict[str, str]  # by instruction set
+    cuda: Cuda
 
 class AffinePlan(TypedDict):
     tile_rows: int  # rows a thread iterates together

@@ -74,20 +74,22 @@ def fit_tanh(p_degree: int, q_degree: int, x_max: float) -> tuple[float, list[mp
 
 
 def array(name: str, coefficients: list[mp.mpf]) -> list[str]:
-    values = [f"    {mp.nstr(value, 17)}," for value in coefficients]
-    return [f"inline constexpr double {name}[] = {{", *values, "};"]
+    values = [f"      {mp.nstr(value, 17)}," for value in coefficients]
+    return [f"constexpr Coefficients<{len(values)}> {name}() {{", "  return {{", *values, "  }};", "}"]
 
 
 def main() -> None:
     lines = ["// Made by tools/fit_activations.py; highest power first.", "#pragma once", "", "namespace ak {", ""]
-    for name, degree, t_max in (("kErfcxFloat", 11, 9), ("kErfcxDouble", 26, 26)):
+    # Functions, because device code cannot refer to an array at namespace scope.
+    lines += ["template <int n>", "struct Coefficients {", "  double c[n];", "};", ""]
+    for name, degree, t_max in (("erfcx_float", 11, 9), ("erfcx_double", 26, 26)):
         coefficients = fit_erfcx(degree, t_max)
         error = erfcx_error(coefficients, t_max)
         lines.append(f"// relative error below {error:.1e} for t in [0, {t_max}]")
         lines += [*array(name, coefficients), ""]
     error, p, q = fit_tanh(4, 4, 9)
     lines.append(f"// tanh x = x P(x^2) / Q(x^2): relative error below {error:.1e} for |x| <= 9")
-    lines += array("kTanhP", p) + array("kTanhQ", q)
+    lines += array("tanh_p", p) + array("tanh_q", q)
     TARGET.write_text("\n".join([*lines, "", "}  // namespace ak"]) + "\n")
     print("\n".join(line for line in lines if "error" in line))
 

@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
 # Run tests against the package installed in an environment, as a user would have it: from outside the source tree
-# and with no compiler to be found. Those marked needs_compiler run where --with-compiler is given, and only there.
+# and with no compiler to be found. Those marked needs_compiler run where --with-compiler is given, and only there;
+# those marked thorough, which take many minutes, where --thorough is.
 #
-#   tools/test_installed.sh [--with-compiler] ENVIRONMENT [pytest argument ...]
+#   tools/test_installed.sh [--with-compiler | --thorough] ENVIRONMENT [pytest argument ...]
 set -euo pipefail
 
-marked="not needs_compiler"
+marked="not needs_compiler and not thorough"
 if [ "$1" = --with-compiler ]; then
   marked=needs_compiler
+  shift
+elif [ "$1" = --thorough ]; then
+  marked=thorough
   shift
 fi
 root=$(cd "$(dirname "$0")/.." && pwd)

@@ -5,20 +5,22 @@ The preference set by `use_backend` is the only global state of the package.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple
 
 import torch
 
 from ..options import check_choice
-from . import cpu
+from . import cpu, cuda, triton
 
 BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
 
 # Operators of the compiled backends live in the first namespace, with plain torch behind every device they do not
-# cover; the second holds the same operators with nothing but plain torch.
+# cover; the second holds the same operators with nothing but plain torch, the third with Triton kernels on CUDA.
 NAMESPACE = "attractor_kernels"
 REFERENCE_NAMESPACE = "attractor_kernels_reference"
+TRITON_NAMESPACE = "attractor_kernels_triton"
 
 
 class Availability(NamedTuple):
@@ -78,8 +80,8 @@ def available() -> dict[str, Availability]:
     True
     """
     return {
-        "cuda": Availability(False, "this build has no CUDA kernels"),
-        "triton": Availability(False, "this build has no Triton kernels"),
+        "cuda": Availability(*cuda.availability()),
+        "triton": Availability(*triton.availability()),
         "cpu": Availability(*cpu.availability()),
         "reference": Availability(True, "plain torch on any device"),
     }
@@ -93,30 +95,43 @@ def require_usable(name: str, backend: str) -> None:
         raise ValueError(f"{name} {backend!r} cannot run here: {reason}")
 
 
-def backend_for(op: str, asked: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend that runs operator `op` on a state of this device and dtype.
+def backend_for(
+    op: str, asked: str, device: torch.device, dtype: torch.dtype, sizes: triton.Sizes | None = None
+) -> str:
+    """The backend that runs operator `op` on a state of this device and dtype; sizes: of a CUDA state.
 
     Raises ValueError where a backend asked for by name cannot.
     """
-    key = (op, asked, _preferred, device.type, dtype)
+    key = (op, asked, _preferred, device.type, dtype, sizes)
     name = _chosen.get(key)
     if name is None:
-        name = _chosen[key] = _choose(op, _preferred if asked == "auto" else asked, device, dtype)
+        name = _chosen[key] = _choose(op, _preferred if asked == "auto" else asked, device, dtype, sizes)
     return name
 
 
 # Answers of backend_for, which do not change: a library is loaded once, at import.
-_chosen: dict[tuple[str, str, str, str, torch.dtype], str] = {}
+_chosen: dict[tuple[str, str, str, str, torch.dtype, triton.Sizes | None], str] = {}
 
 
-def _choose(op: str, name: str, device: torch.device, dtype: torch.dtype) -> str:
+# Why a backend cannot run an operator on such a state, None if it can; the first that can is preferred.
+_OBSTACLES: dict[str, Callable[[str, torch.device, torch.dtype, triton.Sizes | None], str | None]] = {
+    "cuda": lambda op, device, dtype, sizes: cuda.obstacle(op, device, dtype),
+    "triton": lambda op, device, dtype, sizes: triton.obstacle(op, device, dtype, sizes),
+    "cpu": lambda op, device, dtype, sizes: cpu.obstacle(op, device, dtype),
+}
+_PREFERENCE = tuple(_OBSTACLES)
+
+
+def _choose(op: str, name: str, device: torch.device, dtype: torch.dtype, sizes: triton.Sizes | None) -> str:
     if name == "reference":
         return name
     if name != "auto":
         require_usable("backend", name)
-    obstacle = cpu.obstacle(op, device, dtype)
-    if obstacle is None:
-        return "cpu"
+    obstacle = None
+    for backend in _PREFERENCE if name == "auto" else (name,):
+        obstacle = _OBSTACLES[backend](op, device, dtype, sizes)
+        if obstacle is None:
+            return backend
     if name == "auto":
         return "reference"
     raise ValueError(f"backend {name!r} cannot run {op}: {obstacle}")

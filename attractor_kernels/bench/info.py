@@ -54,6 +54,8 @@ def renderables(found: dict[str, Any]) -> Iterator[RenderableType]:
     else:
         built = dict(kernels["built_with"])
         flags = built.pop("kernel_flags", {})
+        cuda = built.pop("cuda")
+        built["CUDA"] = cuda["absent"] or f"nvcc {cuda['nvcc']} for {cuda['architectures']}"
         rows = {"instruction set in use": kernels["instruction_set"]}
         for name, has in kernels["compiled_in"].items():
             rows[f"  {name}"] = f"{'on this processor' if has else 'not on this processor'}: {flags.get(name, '')}"

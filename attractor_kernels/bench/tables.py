@@ -64,6 +64,8 @@ def lines(report: Report, rows: list[Row], mine: str) -> Iterator[list[str]]:
     yield ["geometric mean", "", "", "", "", *means]
 
 
+# Instruction sets with products of changes in few bits, for precision="mixed" (csrc/cpu/narrow.h).
+NARROW_PRODUCTS = ("avx512vnni", "avx512bf16")
 HEAD = ["batch x state", "Picard", "steps", "error", "ours"]
 
 
@@ -119,8 +121,8 @@ def notes(report: Report) -> list[str]:
     found = []
     kernels = report.machine.get("instruction_set")
     names = report.names(report.rows, ours=True)
-    if kernels is not None and "bf16" not in kernels and any("mixed" in name for name in names):
-        found.append(f"precision mixed is precision full here: the kernels for {kernels} have no bfloat16 products")
+    if kernels is not None and kernels not in NARROW_PRODUCTS and any("mixed" in name for name in names):
+        found.append(f"precision mixed is precision full here: the kernels for {kernels} have no products in few bits")
     if report.settings.get("interrupted"):
         found.append("interrupted: not all cases were measured")
     return found

@@ -3,7 +3,7 @@
 Their raw forms are `torch.ops.attractor_kernels.*`, which trust their arguments; the functions here check them.
 """
 
-from ..backends import cpu
+from ..backends import cpu, cuda
 from ._declare import OPERATORS, AdjointWarning, SolveResult
 from .anderson_step import StepBuffers, anderson_step, step_buffers
 from .residual_norm import residual_norm
@@ -25,3 +25,6 @@ __all__ = [
 
 for _name in (*OPERATORS, "anderson_step", "residual_norm"):
     cpu.find_kernel(_name)
+    cuda.find_kernel(_name)
+
+from ..backends.triton import register as _register  # noqa: E402, F401 (it implements what stands above)

@@ -1,4 +1,4 @@
-"""Declaring a solving operator: its schema, fake, derivative and vmap, once, in two namespaces."""
+"""Declaring a solving operator: its schema, fake, derivative and vmap, once, in three namespaces."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ __all__ = [
     "NAMESPACE",
     "OPERATORS",
     "REFERENCE_NAMESPACE",
+    "TRITON_NAMESPACE",
     "AdjointWarning",
     "Operator",
     "SolveResult",
@@ -27,8 +28,9 @@ __all__ = [
 
 NAMESPACE = "attractor_kernels"  # compiled kernels where there are some, plain torch elsewhere
 REFERENCE_NAMESPACE = "attractor_kernels_reference"  # plain torch only
+TRITON_NAMESPACE = "attractor_kernels_triton"  # Triton kernels on CUDA, plain torch elsewhere
 
-_LIBRARIES = [torch.library.Library(name, "FRAGMENT") for name in (NAMESPACE, REFERENCE_NAMESPACE)]
+_LIBRARIES = [torch.library.Library(name, "FRAGMENT") for name in (NAMESPACE, REFERENCE_NAMESPACE, TRITON_NAMESPACE)]
 _SOLVED = "(Tensor z, Tensor steps, Tensor residual, Tensor status, Tensor trace)"
 
 
@@ -85,7 +87,7 @@ class Operator:
             )
 
     def implement(self, kernel: Callable[..., Any]) -> None:
-        """Puts plain torch behind both namespaces, on every device that has no kernel of its own."""
+        """Puts plain torch behind all namespaces, on every device that has no kernel of its own."""
         for library in _LIBRARIES:
             library.impl(self.name, kernel, "CompositeExplicitAutograd")
 

@@ -22,8 +22,14 @@ SCHEMA = (
     "Tensor(e!) active, Tensor(f!)? trace, int solver, float damping, float ridge, float rtol, float atol, "
     "int max_steps, int min_steps, bool keep_best) -> ()"
 )
-_CHUNK = 65536  # csrc/cpu/anderson_step.h: kStepChunk, and the sizes below
-_RESULT_DOUBLES, _STATE_DOUBLES = 3, 16
+_RESULT_DOUBLES, _STATE_DOUBLES = 3, 16  # csrc/cpu/anderson_step.h, and the sizes in step_buffers
+
+
+def _chunk(entries: int, device: torch.device) -> int:
+    """Entries whose sums are kept apart: kStepChunk there, chunk_entries of csrc/cuda/anderson_step.h on CUDA."""
+    if device.type != "cuda":
+        return 65536
+    return max(4096, 1 << max(0, -(-entries // 4096) - 1).bit_length())
 
 
 def _fake(*arguments: object) -> None:
@@ -87,7 +93,7 @@ def step_buffers(
     slots = 0 if isinstance(solver, Picard) else max(1, min(solver.history, entries)) + 1  # type: ignore[attr-defined]
     # Rows a power of two apart would share cache sets.
     stride = entries + 80 if entries >= 512 else entries
-    chunks = max(1, -(-entries // _CHUNK))
+    chunks = max(1, -(-entries // _chunk(entries, z0.device)))
     group_doubles = 1 + slots + slots * slots + chunks * (5 + 2 * slots)
     columns = _RESULT_DOUBLES + _STATE_DOUBLES + groups * group_doubles
     return StepBuffers(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..backends import registry
+from ..backends.triton import Sizes
 from ..info import SolveInfo
 from ..ops.anderson_step import StepBuffers, step_buffers
 from .spec import Spec
@@ -37,7 +38,11 @@ def loop_backend(z0: Tensor, spec: Spec) -> str:
         plain = type(z0) is Tensor or type(z0) is torch.nn.Parameter
         if not plain or torch._C._functorch.maybe_current_level() is not None:
             return "reference"
-    return registry.backend_for("anderson_step", spec.backend, z0.device, z0.dtype)
+    sizes = None
+    if z0.device.type == "cuda":
+        entries = z0.shape[spec.mixing_ndim :].numel()
+        sizes = Sizes(entries, history=spec.tail.history if spec.tail.solver else 0)
+    return registry.backend_for("anderson_step", spec.backend, z0.device, z0.dtype, sizes)
 
 
 def run_loop(f: Map, z0: Tensor, spec: Spec, backend: str) -> tuple[Tensor, SolveInfo]:
@@ -50,7 +55,7 @@ def run_loop(f: Map, z0: Tensor, spec: Spec, backend: str) -> tuple[Tensor, Solv
     tail = spec.tail
     buffers = step_buffers(z, problems, groups, spec.solver, max_steps=tail.max_steps, trace=tail.trace)
     if problems:
-        z = (_run_compiled if torch.compiler.is_compiling() else _run)(f, z, buffers, spec)
+        z = (_run_compiled if torch.compiler.is_compiling() else _run)(f, z, buffers, spec, backend)
     info = SolveInfo(buffers.steps, buffers.residual, buffers.status, buffers.trace, backend, batch)
     return z, info
 
@@ -72,8 +77,8 @@ class _Iterate:
         return self._holders() != self._unshared
 
 
-def _run(f: Map, z0: Tensor, buffers: StepBuffers, spec: Spec) -> Tensor:
-    step, rest = _bind(buffers, spec)
+def _run(f: Map, z0: Tensor, buffers: StepBuffers, spec: Spec, backend: str) -> Tensor:
+    step, rest = _bind(buffers, spec, backend)
     running = _reader(buffers.active)
     z, out = _Iterate(z0), _Iterate(buffers.out)
     with torch.no_grad():
@@ -89,9 +94,9 @@ def _run(f: Map, z0: Tensor, buffers: StepBuffers, spec: Spec) -> Tensor:
             z, out = out, z
 
 
-def _run_compiled(f: Map, z: Tensor, buffers: StepBuffers, spec: Spec) -> Tensor:
+def _run_compiled(f: Map, z: Tensor, buffers: StepBuffers, spec: Spec, backend: str) -> Tensor:
     """Traced, the number of steps must not depend on data: problems that have ended stand still to the last."""
-    step, rest = _bind(buffers, spec)
+    step, rest = _bind(buffers, spec, backend)
     out = buffers.out
     with torch.no_grad():
         for _ in range(spec.max_steps):
@@ -100,12 +105,13 @@ def _run_compiled(f: Map, z: Tensor, buffers: StepBuffers, spec: Spec) -> Tensor
     return z
 
 
-def _bind(buffers: StepBuffers, spec: Spec) -> tuple[Callable[..., None], tuple[Any, ...]]:
+def _bind(buffers: StepBuffers, spec: Spec, backend: str) -> tuple[Callable[..., None], tuple[Any, ...]]:
     """The operator, and all its arguments but z, f(z) and out."""
     tail = spec.tail
     assert tail is not None
     options = (tail.solver, tail.damping, tail.ridge, tail.rtol, tail.atol, tail.max_steps, tail.min_steps)
-    return torch.ops.attractor_kernels.anderson_step.default, (*buffers[1:], *options, tail.keep_best)
+    operators = torch.ops.attractor_kernels_triton if backend == "triton" else torch.ops.attractor_kernels
+    return operators.anderson_step.default, (*buffers[1:], *options, tail.keep_best)
 
 
 def _reader(count: Tensor) -> Callable[[], int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..backends import registry
 from ..backends.reference import loop as reference
+from ..backends.triton import Sizes
 from ..info import SolveInfo
 from ..ops._declare import SolveResult, call, in_functorch
 from .bound import BoundCell
@@ -79,7 +80,18 @@ def operator_backend(bound: BoundCell, z0: Tensor, spec: Spec) -> str | None:
     """
     if spec.tail is None or spec.batch_ndim != z0.dim() - 1 or spec.mixing_ndim != spec.batch_ndim:
         return None
-    return registry.backend_for(bound.name, spec.backend, z0.device, z0.dtype)
+    sizes = _sizes(bound, z0, spec) if z0.device.type == "cuda" else None
+    return registry.backend_for(bound.name, spec.backend, z0.device, z0.dtype, sizes)
+
+
+def _sizes(bound: BoundCell, z0: Tensor, spec: Spec) -> Sizes:
+    assert spec.tail is not None
+    hidden = 0
+    if bound.name == "solve_mlp":
+        w2 = bound.held[3]
+        assert w2 is not None
+        hidden = w2.shape[1]
+    return Sizes(z0.shape[-1], hidden, spec.tail.history if spec.tail.solver else 0)
 
 
 def check_bound(bound: BoundCell, z0: Tensor) -> None:
@@ -103,7 +115,10 @@ def as_rows(t: Tensor) -> Tensor:
 
 
 def namespace_of(backend: str) -> str:
-    return registry.REFERENCE_NAMESPACE if backend == "reference" else registry.NAMESPACE
+    return _NAMESPACES.get(backend, registry.NAMESPACE)
+
+
+_NAMESPACES = {"reference": registry.REFERENCE_NAMESPACE, "triton": registry.TRITON_NAMESPACE}
 
 
 def operator_arguments(bound: BoundCell, z0: Tensor, spec: Spec) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "activation_coefficients.h"
+#include "stopping.h"
 
 namespace ak {
 
@@ -27,12 +28,15 @@ struct Activations {
   using T = typename Ops::Scalar;
   static constexpr bool kDouble = sizeof(T) == 8;
 
-  static V c(double x) { return Ops::constant(T(x)); }
+  AK_HD_MEMBER static V c(double x) { return Ops::constant(T(x)); }
 
   template <int N>
-  static V polynomial(const double (&coefficients)[N], V x) {  // highest power first
+  AK_HD_MEMBER static V polynomial(const double (&coefficients)[N], V x) {  // highest power first
     V sum = c(coefficients[0]);
+    AK_UNROLLED
+#if !defined(__CUDACC__)
 #pragma GCC unroll 32
+#endif
     for (int i = 1; i < N; ++i) sum = Ops::fma(sum, x, c(coefficients[i]));
     return sum;
   }
@@ -43,7 +47,7 @@ struct Activations {
     V power;
     V reduced;
   };
-  static ExpParts exp_parts(V x) {
+  AK_HD_MEMBER static ExpParts exp_parts(V x) {
     static constexpr double series_float[] = {1. / 5040, 1. / 720, 1. / 120, 1. / 24, 1. / 6, 1. / 2};
     static constexpr double series_double[] = {1. / 6227020800., 1. / 479001600., 1. / 39916800., 1. / 3628800,
                                                1. / 362880,      1. / 40320,      1. / 5040,      1. / 720,
@@ -63,13 +67,13 @@ struct Activations {
   }
 
   // x is held to where the result is a normal number.
-  static V exp(V x) {
+  AK_HD_MEMBER static V exp(V x) {
     x = Ops::max(c(kDouble ? -708. : -87.), Ops::min(c(kDouble ? 709. : 88.), x));
     const ExpParts p = exp_parts(x);
     return Ops::fma(p.power, p.reduced, p.power);
   }
 
-  static V tanh(V x) {
+  AK_HD_MEMBER static V tanh(V x) {
     if constexpr (kDouble) {
       // Past the bound tanh rounds to 1. tanh(a) = (e^2a - 1) / (e^2a + 1), exact in form near 0.
       const V a = Ops::min(c(20.), Ops::abs(x));
@@ -77,22 +81,23 @@ struct Activations {
       const V numerator = Ops::fma(p.power, p.reduced, p.power - c(1.));
       return Ops::copy_sign(numerator / (numerator + c(2.)), x);
     } else {
+      static constexpr auto p = tanh_p(), q = tanh_q();
       // Half the operations of the form above, and half its chain; at most 5 units in the last place.
       x = Ops::max(c(-9.), Ops::min(c(9.), x));
       const V x2 = x * x;
-      const V ratio = x * polynomial(kTanhP, x2) / polynomial(kTanhQ, x2);
+      const V ratio = x * polynomial(p.c, x2) / polynomial(q.c, x2);
       return Ops::max(c(-1.), Ops::min(c(1.), ratio));
     }
   }
 
-  static V relu(V x) { return Ops::max(c(0.), x); }
+  AK_HD_MEMBER static V relu(V x) { return Ops::max(c(0.), x); }
 
-  static V sigmoid(V x) { return c(1.) / (c(1.) + exp(-x)); }
+  AK_HD_MEMBER static V sigmoid(V x) { return c(1.) / (c(1.) + exp(-x)); }
 
-  static V silu(V x) { return x / (c(1.) + exp(-x)); }
+  AK_HD_MEMBER static V silu(V x) { return x / (c(1.) + exp(-x)); }
 
   // log(1 + e^x) = max(x, 0) + log1p(y), y = e^-|x| <= 1, and log1p(y) = 2 atanh(y / (2 + y)).
-  static V softplus(V x) {
+  AK_HD_MEMBER static V softplus(V x) {
     static constexpr double series_float[] = {1. / 15, 1. / 13, 1. / 11, 1. / 9, 1. / 7, 1. / 5, 1. / 3};
     static constexpr double series_double[] = {1. / 33, 1. / 31, 1. / 29, 1. / 27, 1. / 25, 1. / 23, 1. / 21, 1. / 19,
                                                1. / 17, 1. / 15, 1. / 13, 1. / 11, 1. / 9,  1. / 7,  1. / 5,  1. / 3};
@@ -111,25 +116,27 @@ struct Activations {
   // x Phi(x), Phi the normal distribution function: for x <= 0, Phi(x) = erfcx(t) exp(-t^2) / 2 with
   // t = |x| / sqrt 2, and 1 - Phi(-x) above. erfcx by a Chebyshev fit in (t - 2) / (t + 2)
   // (tools/fit_activations.py makes the coefficients).
-  static V gelu(V x) {
+  AK_HD_MEMBER static V gelu(V x) {
     const V t = Ops::min(c(kDouble ? 26. : 9.), Ops::abs(x) * c(0.70710678118654752));
     const V q = (t - c(2.)) / (t + c(2.));
     V erfcx;
+    static constexpr auto coefficients_float = erfcx_float();
+    static constexpr auto coefficients_double = erfcx_double();
     if constexpr (kDouble)
-      erfcx = polynomial(kErfcxDouble, q);
+      erfcx = polynomial(coefficients_double.c, q);
     else
-      erfcx = polynomial(kErfcxFloat, q);
+      erfcx = polynomial(coefficients_float.c, q);
     const V tail = c(0.5) * erfcx * exp(-t * t);
     return x * Ops::select(Ops::negative(x), tail, c(1.) - tail);
   }
 
-  static V relu2(V x) {
+  AK_HD_MEMBER static V relu2(V x) {
     const V r = relu(x);
     return r * r;
   }
 
   template <int kind>
-  static V apply(V x) {
+  AK_HD_MEMBER static V apply(V x) {
     if constexpr (kind == kTanh) return tanh(x);
     if constexpr (kind == kRelu) return relu(x);
     if constexpr (kind == kSigmoid) return sigmoid(x);

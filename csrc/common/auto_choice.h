@@ -62,6 +62,7 @@ AK_HD AutoRule<S> auto_rule(S price, int64_t entries) {
 template <class S>
 AK_HD S auto_power(S x, int n) {
   S product = S(1);
+  AK_ROLLED
   for (int i = 0; i < n; ++i) product *= x;
   return product;
 }

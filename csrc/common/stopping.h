@@ -5,11 +5,26 @@
 
 #include <cstdint>
 
+// Before a function, and before a member function, that both sides call.
 #if defined(__CUDACC__)
 #define AK_HD __host__ __device__ __forceinline__
+#define AK_HD_MEMBER __host__ __device__ __forceinline__
 #else
 // Internal linkage: a copy shared by objects built for different processors would run on the wrong one.
 #define AK_HD static inline
+#define AK_HD_MEMBER
+#endif
+
+// Before a loop of a scalar part: unrolled, it would cost a device registers that the sweeps need. And before one
+// whose arrays are to lie in registers.
+#if defined(__CUDA_ARCH__)
+#define AK_ROLLED _Pragma("unroll 1")
+#define AK_UNROLLED _Pragma("unroll")
+#define AK_UNROLLED_4 _Pragma("unroll 4")
+#else
+#define AK_ROLLED
+#define AK_UNROLLED
+#define AK_UNROLLED_4
 #endif
 
 namespace ak {

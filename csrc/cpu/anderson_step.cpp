@@ -42,7 +42,13 @@ class Step {
         chunks_(step_chunks(problem.entries)),
         context_{problem,
                  options,
-                 {options.rtol, options.atol, kEpsilon<T>, options.max_steps, options.min_steps},
+                 {{options.rtol, options.atol, kEpsilon<T>, options.max_steps, options.min_steps},
+                  options.solver,
+                  options.keep_best,
+                  problem.slots,
+                  kUnknownMapPrice,
+                  problem.groups,
+                  problem.entries},
                  kStepPivotFloor<T>,
                  chunks_} {}
 
@@ -108,62 +114,58 @@ class Step {
   T* out() const { return static_cast<T*>(p_.out); }
   T* best() const { return static_cast<T*>(p_.best); }
 
-  bool keeps_history(const ProblemState& s) const {
-    return o_.solver == kAnderson || (o_.solver == kAuto && s.phase == kIterating && auto_accelerating(s.choice.mode));
-  }
-
   void first_sweep(int64_t problem, int64_t g, int64_t chunk) {
     ControlRow row(p_, problem);
-    const ProblemState& s = row.state();
-    if (s.phase >= kEnded) return;
+    const StepState& s = row.state();
+    if (s.phase >= kStepEnded) return;
     const Range r = range(problem, g, chunk);
     SumsInput<T> in{};
     in.z = z() + r.offset;
     in.fz = fz() + r.offset;
     in.entries = r.entries;
-    in.scale = s.phase == kFresh                   ? first_scale<T>(in.fz, r.entries)
+    in.scale = s.phase == kStepFresh               ? first_scale<T>(in.fz, r.entries)
                : sizeof(Wide<T>) == sizeof(double) ? Wide<T>(1)
                                                    : Wide<T>(s.scale);
     double* const sums = row.sums(g, chunk);
-    if (watches_residual(s, o_)) {
+    if (step_watches(s, context_.rules)) {
       in.before = out() + r.offset;
       in.inverse_damping = Wide<T>(1 / o_.damping);
       return chunk_sums<T, Before::kIterate>(in, sums);
     }
-    if (!keeps_history(s)) return chunk_sums<T, Before::kNone>(in, sums);
-    const int newest = s.phase == kFresh ? -1 : s.newest;
-    in.g = ring_g(problem, g, newest + 1 == p_.slots ? 0 : newest + 1) + r.start;
+    if (!step_keeps_history(s, context_.rules)) return chunk_sums<T, Before::kNone>(in, sums);
+    const int newest = s.phase == kStepFresh ? -1 : s.newest;
+    in.g = ring_g(problem, g, next_ring_slot(newest, p_.slots)) + r.start;
     if (newest < 0) return chunk_sums<T, Before::kNone>(in, sums);
     in.before = ring_g(problem, g, newest) + r.start;
     in.differences = kept_differences(row.group(g), p_.slots);
     for (int j = 0; j <= in.differences; ++j)
-      in.ring[j] = ring_g(problem, g, ring_slot(newest - in.differences + j, p_.slots)) + r.start;
+      in.ring[j] = ring_g(problem, g, ring_slot_of(newest - in.differences + j, p_.slots)) + r.start;
     chunk_sums<T, Before::kResidual>(in, sums);
   }
 
   void second_sweep(int64_t problem, int64_t g, int64_t chunk) {
     ControlRow row(p_, problem);
-    const ProblemState& s = row.state();
-    if (s.write == kNothing) return;
+    const StepState& s = row.state();
+    if (s.write == kWriteNothing) return;
     const Range r = range(problem, g, chunk);
     T* const to = out() + r.offset;
     if (s.save_best) copy(best() + r.offset, to, r.entries);
-    if (s.write == kCurrent) return copy(to, z() + r.offset, r.entries);
-    if (s.write == kBest) return copy(to, best() + r.offset, r.entries);
+    if (s.write == kWriteCurrent) return copy(to, z() + r.offset, r.entries);
+    if (s.write == kWriteBest) return copy(to, best() + r.offset, r.entries);
     CombineInput<T> in{};
     in.z = z() + r.offset;
     in.fz = fz() + r.offset;
     in.damping = Wide<T>(o_.damping);
     in.out = to;
     in.entries = r.entries;
-    if (s.write == kAndersonStep) {
+    if (s.write == kWriteAnderson) {
       if (s.enter)
         enter_anderson<T>(in.z, to, Wide<T>(1 / o_.damping), ring_g(problem, g, 0) + r.start,
                           ring_h(problem, g, 0) + r.start, in.fz, ring_g(problem, g, 1) + r.start, r.entries);
       in.h = ring_h(problem, g, s.newest) + r.start;
       in.differences = row.group(g).used;
       for (int j = 0; j < in.differences; ++j) {
-        in.ring[j] = ring_h(problem, g, ring_slot(s.newest - in.differences + j, p_.slots)) + r.start;
+        in.ring[j] = ring_h(problem, g, ring_slot_of(s.newest - in.differences + j, p_.slots)) + r.start;
         in.weight[j] = Wide<T>(row.weights(g)[j]);
       }
     }
@@ -173,8 +175,8 @@ class Step {
   // After the second sweep: a combination that overflowed gives way to the plain step. 1 while the problem runs.
   int64_t complete(int64_t problem) {
     ControlRow row(p_, problem);
-    const ProblemState& s = row.state();
-    if (s.write == kAndersonStep)
+    const StepState& s = row.state();
+    if (s.write == kWriteAnderson)
       for (int64_t g = 0; g < p_.groups; ++g) {
         if (row.group(g).used == 0) continue;
         bool valid = true;
@@ -183,7 +185,7 @@ class Step {
         row.group(g) = {0, 0};
         copy(out() + (problem * p_.groups + g) * p_.entries, ring_h(problem, g, s.newest), p_.entries);
       }
-    return s.phase == kIterating ? 1 : 0;
+    return s.phase == kStepIterating ? 1 : 0;
   }
 
   static void copy(T* to, const T* from, int64_t n) { std::memmove(to, from, size_t(n) * sizeof(T)); }

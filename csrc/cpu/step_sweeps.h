@@ -5,7 +5,7 @@
 // where stored differences would cost four, and rounds the same.
 #pragma once
 
-#include "../common/small_solve.h"
+#include "../common/step_decision.h"
 #include "storage.h"
 
 namespace ak::AK_ISA {
@@ -167,19 +167,6 @@ void chunk_sums(const SumsInput<T>& in, double* out) {
   sums.write(double(in.scale), out);
 }
 
-// A power of two near 1 / x that keeps squares of entries about as large as x within float; 1 for x = 0, Inf, NaN.
-inline float inverse_power(double x) {
-  if (!(x > 0) || !finite(x)) return 1;
-  uint64_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  int exponent = 1023 - int(bits >> 52);
-  exponent = exponent < -100 ? -100 : exponent > 100 ? 100 : exponent;
-  const uint32_t power = uint32_t(exponent + 127) << 23;
-  float result;
-  std::memcpy(&result, &power, sizeof result);
-  return result;
-}
-
 // The scale of a chunk whose f no earlier step has measured.
 template <class T>
 Wide<T> first_scale(const T* fz, int64_t entries) {
@@ -192,7 +179,7 @@ Wide<T> first_scale(const T* fz, int64_t entries) {
     });
     float all = 0;
     for (int k = 0; k < kLanes<float>; ++k) all = largest[k] > all ? largest[k] : all;
-    return inverse_power(all);
+    return power_near_inverse(all);
   }
 }
 

@@ -1,102 +1,24 @@
 // The fused solves as torch operators of the CPU, through torch's stable ABI. Schemas are attractor_kernels/ops/*.py;
 // here tensors become pointers.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
-#include <initializer_list>
 #include <limits>
-#include <optional>
-#include <string>
-#include <tuple>
 
-#include "../common/small_solve.h"
 #include "../cpu/dispatch.h"
 #include "executor.h"
+#include "solve_arguments.h"
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Solved = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-// attractor_kernels/ops/*.py say it better, before they call; this keeps a raw call of an operator from reading
-// outside its arguments.
-using Shape = std::initializer_list<int64_t>;
-
-bool has_shape(const Tensor& t, Shape shape) {
-  if (t.dim() != int64_t(shape.size())) return false;
-  int64_t d = 0;
-  for (const int64_t size : shape)
-    if (t.size(d++) != size) return false;
-  return true;
-}
-
-std::string text(const int64_t* sizes, size_t count) {
-  std::string out = "[";
-  for (size_t i = 0; i < count; ++i) out += (i > 0 ? ", " : "") + std::to_string(sizes[i]);
-  return out + "]";
-}
+using namespace ak::ops;
 
 void check(const Tensor& t, const char* name, Shape shape) {
-  STD_TORCH_CHECK(has_shape(t, shape), name, " must have shape ", text(shape.begin(), shape.size()), ", got ",
-                  text(t.sizes().data(), t.sizes().size()));
+  check_shape(t, name, shape);
   STD_TORCH_CHECK(t.is_cpu(), name, " must be on the CPU, like z0");
 }
 
 void check(const std::optional<Tensor>& t, const char* name, Shape shape) {
   if (t.has_value()) check(*t, name, shape);
-}
-
-void check_start(const Tensor& z0) {
-  const ScalarType type = z0.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
-                      type == ScalarType::BFloat16,
-                  "z0 must be float32, float64, bfloat16 or float16");
-  STD_TORCH_CHECK(z0.dim() == 2, "z0 must have two dimensions, got ", z0.dim());
-}
-
-void check_options(const ak::SolveOptions& o) {
-  STD_TORCH_CHECK(o.solver >= ak::kPicard && o.solver <= ak::kAuto, "solver must be 0, 1 or 2, got ", o.solver);
-  STD_TORCH_CHECK(o.solver == ak::kPicard || (o.history >= 1 && o.history <= ak::kMaxHistory),
-                  "history must be between 1 and ", ak::kMaxHistory, ", got ", o.history);
-  STD_TORCH_CHECK(o.max_steps >= 1, "max_steps must be at least 1, got ", o.max_steps);
-  STD_TORCH_CHECK(o.damping != 0, "damping must not be 0");
-}
-
-int64_t columns(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 2, name, " must have two dimensions, got ", t.dim());
-  return t.size(1);
-}
-
-// Half-precision states are solved in float32.
-ScalarType working_type(ScalarType t) { return t == ScalarType::Double ? t : ScalarType::Float; }
-
-Tensor in_type(const Tensor& t, ScalarType type) { return t.scalar_type() == type ? t : torch::stable::to(t, type); }
-
-Tensor rows_of(const Tensor& t, ScalarType type) {
-  const Tensor typed = in_type(t, type);
-  return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
-}
-
-template <class T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-template <class T>
-const T* data(const std::optional<Tensor>& t) {
-  return t.has_value() ? data<T>(*t) : nullptr;
-}
-
-std::optional<Tensor> rows_of(const std::optional<Tensor>& t, ScalarType type) {
-  if (!t.has_value()) return std::nullopt;
-  return rows_of(*t, type);
-}
-
-template <class T>
-ak::Matrix<T> matrix(const Tensor& t) {
-  return {data<T>(t), t.size(0), t.size(1), t.stride(0), t.stride(1)};
 }
 
 // Straight through the C interface: a solve of one small row is shorter than five calls of the dispatcher.
@@ -152,12 +74,6 @@ void with_type(ScalarType type, const Solve& solve) {
     solve(float{});
 }
 
-#define AK_TAIL                                                                                               \
-  int64_t solver, int64_t history, double damping, double ridge, double rtol, double atol, int64_t max_steps, \
-      int64_t min_steps, bool keep_best, bool trace, bool mixed
-#define AK_OPTIONS \
-  {int(solver), int(history), damping, ridge, rtol, atol, int(max_steps), int(min_steps), keep_best, mixed}
-
 Solved solve_affine(Tensor z0, Tensor u, Tensor weight, std::optional<Tensor> leak, std::optional<Tensor> scale,
                     int64_t activation, int64_t pieces, AK_TAIL) {
   const ak::SolveOptions options AK_OPTIONS;
@@ -168,17 +84,23 @@ Solved solve_affine(Tensor z0, Tensor u, Tensor weight, std::optional<Tensor> le
   check(weight, "weight", {dim, dim});
   check(leak, "leak", {dim});
   check(scale, "scale", {rows, dim});
-  STD_TORCH_CHECK(pieces >= 0 && (activation != ak::kPartialRelu || pieces <= dim), "pieces must be between 0 and ", dim,
-                  ", got ", pieces);
+  STD_TORCH_CHECK(pieces >= 0 && (activation != ak::kPartialRelu || pieces <= dim), "pieces must be between 0 and ",
+                  dim, ", got ", pieces);
   const ScalarType type = working_type(z0.scalar_type());
   const Tensor z0_rows = rows_of(z0, type), u_rows = rows_of(u, type), w = in_type(weight, type);
   const auto leak_row = rows_of(leak, type), scale_rows = rows_of(scale, type);
   Output out(z0, type, options, trace);
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
-    const ak::AffineProblem<T> problem{rows,                dim,             data<T>(z0_rows),
-                                       data<T>(u_rows),     matrix<T>(w),    data<T>(leak_row),
-                                       data<T>(scale_rows), int(activation), int(pieces)};
+    const ak::AffineProblem<T> problem{rows,
+                                       dim,
+                                       data<T>(z0_rows),
+                                       data<T>(u_rows),
+                                       matrix<T>(w),
+                                       data<T>(leak_row),
+                                       data<T>(scale_rows),
+                                       int(activation),
+                                       int(pieces)};
     ak::solve_kernels<T>().affine(problem, options, out.pointers<T>(trace), torch_executor());
   });
   return out.tensors(z0.scalar_type());

@@ -28,6 +28,11 @@ py::dict build() {
   facts["pybind11"] = std::to_string(PYBIND11_VERSION_MAJOR) + "." + std::to_string(PYBIND11_VERSION_MINOR);
   facts["common_flags"] = kCommonFlags;
   facts["kernel_flags"] = flags;
+  py::dict cuda;
+  cuda["nvcc"] = kNvccVersion;
+  cuda["architectures"] = kCudaArchitectures;
+  cuda["absent"] = kCudaAbsent;
+  facts["cuda"] = cuda;
   return facts;
 }
 

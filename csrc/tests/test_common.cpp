@@ -84,8 +84,7 @@ void auto_leaves_what_does_not_pay() {
   const AutoRule<double> rule = auto_rule(1.5, 100);
   const auto r2_at = [](int step) { return std::pow(0.81, step); };
   CHECK(choose(a, rule, 2, r2_at(0), r2_at(-1), 1.), "started");
-  for (int i = 1; i < kAutoWindow; ++i)
-    CHECK(choose(a, rule, 2 + i, r2_at(i), r2_at(i - 1), 0.), "window step %d", i);
+  for (int i = 1; i < kAutoWindow; ++i) CHECK(choose(a, rule, 2 + i, r2_at(i), r2_at(i - 1), 0.), "window step %d", i);
   CHECK(!choose(a, rule, 10, r2_at(8), r2_at(7), 0.) && a.mode == kAutoOnTrial, "no faster than Picard: on trial");
   for (int i = 9; i < 9 + kAutoTrial; ++i) choose(a, rule, 2 + i, r2_at(i), r2_at(i - 1), 0.);
   CHECK(a.mode == kAutoKeepPicard, "the same contraction for less: mode %d", a.mode);

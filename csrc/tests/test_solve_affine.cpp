@@ -1,6 +1,5 @@
-// The fused affine solve against plain loops in double: odd sizes, every activation, both precisions, bitwise
-// independence of the neighbours. Buffers have exactly the size the kernels may touch.
-#include "check.h"
+// The CPU's fused affine solve, in both precisions, on one thread and on several.
+#include "affine_case.h"
 
 namespace ak::AK_ISA {
 void solve_affine(const AffineProblem<float>&, const SolveOptions&, const SolveResult<float>&, const Executor&);
@@ -11,178 +10,25 @@ namespace {
 
 using namespace ak;
 
-double activate(int kind, double a, bool rectified) {
-  switch (kind) {
-    case kTanh:
-      return std::tanh(a);
-    case kRelu:
-      return std::fmax(a, 0);
-    case kSigmoid:
-      return 1 / (1 + std::exp(-a));
-    case kSoftplus:
-      return std::log1p(std::exp(a));
-    case kGelu:
-      return 0.5 * a * std::erfc(-a * 0.70710678118654752);
-    case kPartialRelu:
-      return rectified ? std::fmax(a, 0) : a;
-    case kSilu:
-      return a / (1 + std::exp(-a));
-    case kRelu2:
-      return std::fmax(a, 0) * std::fmax(a, 0);
-    default:
-      return a;
-  }
-}
+using namespace ak::test;
 
 template <class T>
-struct Solved {
-  explicit Solved(int64_t rows, int64_t dim) : z(rows * dim), steps(rows), residual(rows), status(rows) {}
-  SolveResult<T> pointers() const { return {z.get(), steps.get(), residual.get(), status.get(), nullptr}; }
-  Block<T> z;
-  Block<int32_t> steps;
-  Block<float> residual;
-  Block<uint8_t> status;
-};
-
-template <class T>
-class Case {
- public:
-  Case(int64_t rows, int64_t dim, int activation, bool leaky, bool scaled)
-      : rows_(rows),
-        dim_(dim),
-        activation_(activation),
-        leaky_(leaky),
-        scaled_(scaled),
-        z0_(rows * dim, [](int64_t) { return normal(); }),
-        u_(rows * dim, [](int64_t) { return 0.5 * normal(); }),
-        weight_(dim * dim, [&](int64_t) { return 0.35 * normal() / std::sqrt(double(dim)); }),
-        leak_(dim, [](int64_t i) { return 0.2 * double(i % 3); }),
-        scale_(rows * dim, [](int64_t i) { return double(i % 5) / 5; }) {}
-
-  AffineProblem<T> problem(int64_t first, int64_t count) const {
-    return {count,
-            dim_,
-            z0_.get() + first * dim_,
-            u_.get() + first * dim_,
-            {weight_.get(), dim_, dim_, 1, dim_},  // transposed strides
-            leaky_ ? leak_.get() : nullptr,
-            scaled_ ? scale_.get() + first * dim_ : nullptr,
-            activation_,
-            int(dim_ / 2)};
-  }
-
-  // |f(z) - z| / |f(z)| of one row, in double
-  double residual(int64_t row, const T* z) const {
-    double r2 = 0, f2 = 0;
-    for (int64_t n = 0; n < dim_; ++n) {
-      double a = double(u_[row * dim_ + n]);
-      for (int64_t k = 0; k < dim_; ++k) a += double(weight_[k * dim_ + n]) * double(z[k]);
-      double f = activate(activation_, a, n >= dim_ - dim_ / 2);
-      if (scaled_) f *= double(scale_[row * dim_ + n]);
-      if (leaky_) f += double(leak_[n]) * double(z[n]);
-      r2 += (f - double(z[n])) * (f - double(z[n]));
-      f2 += f * f;
-    }
-    return r2 == 0 ? 0 : std::sqrt(r2 / f2);
-  }
-
-  void check(const SolveOptions& options) const {
-    Solved<T> all(rows_, dim_), again(rows_, dim_), one(1, dim_);
-    AK_ISA::solve_affine(problem(0, rows_), options, all.pointers(), kThreads);
-    AK_ISA::solve_affine(problem(0, rows_), options, again.pointers(), kOneThread);
-    CHECK(std::memcmp(all.z.get(), again.z.get(), size_t(rows_ * dim_) * sizeof(T)) == 0, "threads changed bits: %s",
-          name(options));
-    const double noise = sizeof(T) == 4 ? 3e-7 : 1e-15;
-    for (int64_t row = 0; row < rows_; ++row) {
-      const double true_residual = residual(row, all.z.get() + row * dim_);
-      CHECK(all.status[row] == kConverged, "row %d ended with %d: %s", int(row), all.status[row], name(options));
-      CHECK(true_residual <= options.rtol * 1.001 + noise, "row %d at %g: %s", int(row), true_residual, name(options));
-      CHECK(std::fabs(true_residual - double(all.residual[row])) <= 2e-3 * true_residual + noise,
-            "row %d reports %g, is at %g: %s", int(row), double(all.residual[row]), true_residual, name(options));
-    }
-    const int64_t row = rows_ - 1;
-    AK_ISA::solve_affine(problem(row, 1), options, one.pointers(), kOneThread);
-    CHECK(std::memcmp(one.z.get(), all.z.get() + row * dim_, size_t(dim_) * sizeof(T)) == 0, "a row alone differs: %s",
-          name(options));
-    CHECK(one.steps[0] == all.steps[row], "a row alone takes other steps: %s", name(options));
-  }
-
- private:
-  const char* name(const SolveOptions& o) const {
-    static char text[160];
-    std::snprintf(text, sizeof text,
-                  "%d x %d, float%d, activation %d, leak %d, scale %d, solver %d, history %d, mixed %d", int(rows_),
-                  int(dim_), int(8 * sizeof(T)), activation_, leaky_, scaled_, o.solver, o.history, o.mixed);
-    return text;
-  }
-
-  const int64_t rows_, dim_;
-  const int activation_;
-  const bool leaky_, scaled_;
-  const Block<T> z0_, u_, weight_, leak_, scale_;
-};
-
-template <class T>
-void all_solvers(const Case<T>& c) {
-  SolveOptions options;
-  options.ridge = 1e-8;
-  options.rtol = sizeof(T) == 4 ? 1e-5 : 1e-10;
-  options.max_steps = 200;
-  for (int solver : {kPicard, kAnderson, kAuto})
-    for (int history : {1, 2, 5, 11}) {
-      for (double damping : {1.0, 0.8}) {
-        options.solver = solver;
-        options.history = history;
-        options.damping = damping;
-        c.check(options);
-        if (sizeof(T) == 4 && damping == 1.0) {
-          options.mixed = true;
-          c.check(options);
-          options.mixed = false;
-        }
-      }
-      if (solver == kPicard) break;
-    }
-}
-
-void a_row_with_nan_ends_alone() {
-  const int64_t rows = 5, dim = 19;
-  Block<float> z0(rows * dim, [](int64_t) { return 0; }), u(rows * dim, [](int64_t) { return normal(); });
-  Block<float> weight(dim * dim, [&](int64_t) { return 0.1 * normal(); });
-  SolveOptions options;
-  options.solver = kAnderson;
-  options.history = 3;
-  options.damping = 1;
-  options.ridge = 1e-8;
-  options.rtol = 1e-5;
-  options.max_steps = 60;
-  const AffineProblem<float> problem{rows,    dim,     z0.get(), u.get(), {weight.get(), dim, dim, dim, 1},
-                                     nullptr, nullptr, kTanh,    0};
-  Solved<float> clean(rows, dim), poisoned(rows, dim);
-  AK_ISA::solve_affine(problem, options, clean.pointers(), kOneThread);
-  u[2 * dim + 18] = NAN;
-  AK_ISA::solve_affine(problem, options, poisoned.pointers(), kOneThread);
-  for (int64_t row = 0; row < rows; ++row) {
-    if (row == 2) {
-      CHECK(poisoned.status[row] == kNonfinite && poisoned.z[row * dim] == 0, "status %d", poisoned.status[row]);
-    } else {
-      CHECK(std::memcmp(&clean.z[row * dim], &poisoned.z[row * dim], dim * sizeof(float)) == 0, "row %d", int(row));
-    }
-  }
+void on_threads(const AffineProblem<T>& p, const SolveOptions& o, const SolveResult<T>& r, bool again) {
+  AK_ISA::solve_affine(p, o, r, again ? kOneThread : kThreads);
 }
 
 }  // namespace
 
 int main() {
-  for (int64_t dim : {1, 3, 16, 17, 33, 70, 131}) all_solvers(Case<float>(9, dim, kTanh, false, false));
-  for (int64_t dim : {1, 7, 40}) all_solvers(Case<double>(5, dim, kTanh, false, false));
-  all_solvers(Case<float>(50, 21, kTanh, true, false));  // more rows than a tile holds
+  for (int64_t dim : {1, 3, 16, 17, 33, 70, 131}) all_solvers(Case<float>(on_threads, 9, dim, kTanh, false, false));
+  for (int64_t dim : {1, 7, 40}) all_solvers(Case<double>(on_threads, 5, dim, kTanh, false, false));
+  all_solvers(Case<float>(on_threads, 50, 21, kTanh, true, false));  // more rows than a tile holds
   for (int kind = kIdentity; kind <= kRelu2; ++kind) {
     if (kind == kRelu2) continue;  // no contraction to be had from these weights
-    all_solvers(Case<float>(4, 23, kind, kind % 2 == 0, false));
-    all_solvers(Case<double>(3, 11, kind, true, false));
+    all_solvers(Case<float>(on_threads, 4, 23, kind, kind % 2 == 0, false));
+    all_solvers(Case<double>(on_threads, 3, 11, kind, true, false));
   }
-  all_solvers(Case<float>(6, 29, kIdentity, true, true));
-  a_row_with_nan_ends_alone();
+  all_solvers(Case<float>(on_threads, 6, 29, kIdentity, true, true));
+  a_row_with_nan_ends_alone(on_threads);
   return report();
 }

@@ -31,6 +31,11 @@ PROGRAMS = {
     "test_anderson_step": ["csrc/cpu/anderson_step.cpp"],
     "test_solve_affine": ["csrc/cpu/solve_affine.cpp", "csrc/cpu/scratch.cpp"],
 }
+# The text of the CUDA kernels, run on the host: no vectors of its own, so one variant will do, one with fma if it can.
+CUDA_PROGRAMS = {
+    "test_cuda_step": ["csrc/cuda/step_plan.cpp", "csrc/cpu/anderson_step.cpp"],
+    "test_cuda_affine": ["csrc/cuda/affine_plan.cpp"],
+}
 
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="needs a C++ compiler")
 
@@ -38,8 +43,17 @@ pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="needs a 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_program(program: str, variant: str, tmp_path: Path) -> None:
-    binary = tmp_path / program
-    sources = [f"csrc/tests/{program}.cpp", *PROGRAMS[program]]
+    build_and_run(program, PROGRAMS[program], variant, tmp_path)
+
+
+@pytest.mark.parametrize("program", CUDA_PROGRAMS)
+def test_cuda_program(program: str, tmp_path: Path) -> None:
+    build_and_run(program, CUDA_PROGRAMS[program], "avx2" if "avx2" in VARIANTS else "portable", tmp_path)
+
+
+def build_and_run(program: str, others: list[str], variant: str, folder: Path) -> None:
+    binary = folder / program
+    sources = [f"csrc/tests/{program}.cpp", *others]
     build = [COMPILER, *FLAGS, *VARIANTS[variant], f"-DAK_ISA={variant}", *sources, "-o", str(binary)]
     built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr[-4000:]

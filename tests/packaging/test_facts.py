@@ -25,6 +25,13 @@ def test_build():
     assert all("-ffp-contract=off" in flags for flags in facts["kernel_flags"].values())
 
 
+def test_cuda_kernels_are_told_of(package):
+    cuda = _facts.build()["cuda"]
+    built = (package / "_cuda.so").exists()
+    assert built == (cuda["absent"] == "")
+    assert bool(cuda["nvcc"]) == bool(cuda["architectures"]) == built
+
+
 def test_the_best_supported_set_is_in_use():
     assert _facts.instruction_set() == next(name for name, has in _facts.instruction_sets().items() if has)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import platform
 import re
+from pathlib import Path
 
 import pytest
+import torch
 
 from attractor_kernels import _facts
 
@@ -15,8 +17,10 @@ SYSTEM = {"libstdc++.so.6", "libgcc_s.so.1", "libc.so.6", "libm.so.6", "libpthre
 LOADERS = {"ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
 
 
-@pytest.fixture(params=["_cpu.so", "_facts.*.so"])
+@pytest.fixture(params=["_cpu.so", "_cuda.so", "_facts.*.so"])
 def library(request, package):
+    if request.param == "_cuda.so" and (absent := _facts.build()["cuda"]["absent"]):
+        pytest.skip(f"no CUDA kernels: {absent}")
     [path] = package.glob(request.param)
     with path.open("rb") as file:
         yield elffile.ELFFile(file)
@@ -32,9 +36,26 @@ def undefined(library) -> list[str]:
     return [symbol.name for symbol in symbols if symbol["st_shndx"] == "SHN_UNDEF" and symbol.name]
 
 
+def exported(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        section = elffile.ELFFile(file).get_section_by_name(".dynsym")
+        if section is None:
+            return []
+        return [symbol.name for symbol in section.iter_symbols() if symbol["st_shndx"] != "SHN_UNDEF"]
+
+
 def test_needs_torch_and_the_system_only(library):
     needed = set(dynamic(library, "DT_NEEDED"))
-    assert needed <= SYSTEM | LOADERS | {"libtorch_cpu.so", "_cpu.so"}
+    allowed = {"libtorch_cpu.so", "_cpu.so"}
+    if "libtorch_cuda.so" in needed:
+        # The one symbol that a torch without CUDA lacks; the rest is there wherever torch is.
+        allowed.add("libtorch_cuda.so")
+        folder = Path(torch.__file__).parent / "lib"
+        there = {name for path in folder.glob("lib*.so") for name in exported(path)}
+        wanted = [name for name in undefined(library) if "torch" in name]
+        assert len(wanted) > 10
+        assert set(wanted) - there <= {"aoti_torch_get_current_cuda_stream"}
+    assert needed <= SYSTEM | LOADERS | allowed
 
 
 def test_carries_no_path_of_the_build_machine(library):
@@ -51,8 +72,8 @@ def test_uses_torch_through_its_stable_interface(library):
 def test_exports_no_kernel(library):
     # Hidden symbols cannot clash with another build of the package, and let the loader start faster.
     symbols = library.get_section_by_name(".dynsym").iter_symbols()
-    exported = [symbol.name for symbol in symbols if symbol["st_shndx"] != "SHN_UNDEF"]
-    assert not [name for name in exported if re.search("avx|portable|solve", name)]
+    names = [symbol.name for symbol in symbols if symbol["st_shndx"] != "SHN_UNDEF"]
+    assert not [name for name in names if re.search("avx|portable|solve|step|cuda[A-Z]", name)]
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have the portable code only")

@@ -13,7 +13,7 @@ def test_requires_torch_alone(distribution):
 
 
 def test_extras(distribution):
-    assert set(distribution.metadata.get_all("Provides-Extra")) == {"cli", "demo", "bench", "test", "dev"}
+    assert set(distribution.metadata.get_all("Provides-Extra")) == {"cli", "demo", "bench", "triton", "test", "dev"}
 
 
 def test_version_and_licence(distribution):

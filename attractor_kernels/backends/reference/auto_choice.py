@@ -8,6 +8,7 @@ from torch import Tensor
 COSINE2 = 0.12  # squared cosine between successive residuals that starts Anderson ...
 CHANCE2 = 4.0  # ... plus this over the state's size: what directions at random come to ...
 PRICED2 = 0.6  # ... plus this times what an Anderson step costs more
+MOST2 = 0.9  # ... and never more than this
 STALL2 = 0.98  # squared contraction above which Picard counts as stalled
 DEAR = 2.0  # an Anderson step dearer than this is for stalled problems only
 WINDOW = 8  # Anderson steps before they are judged
@@ -41,7 +42,7 @@ def choose(a: AutoState, step: int, r2: Tensor, previous_r2: Tensor, dot: Tensor
 
     start = torch.zeros_like(mode, dtype=torch.bool)
     if watches(step):
-        cosine2 = min(COSINE2 + CHANCE2 / max(entries, 1) + PRICED2 * (price - 1), 0.9)
+        cosine2 = min(COSINE2 + CHANCE2 / max(entries, 1) + PRICED2 * (price - 1), MOST2)
         aligned = dot * dot > cosine2 * r2 * previous_r2 if price <= DEAR else start
         start = (mode == PICARD) & (aligned | (r2 > STALL2 * previous_r2))
 

@@ -1,0 +1,199 @@
+"""How a kernel is launched for a shape: one value, chosen from facts of the device by a model a reader can check.
+
+The model counts cycles of one multiprocessor. Its constants are published peaks and guesses, not measurements
+(backends/triton/README.md says which); what it decides is which tile is launched, never a result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What a plan depends on."""
+
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    l2_bytes: int
+    shared_bytes: int  # most a block can have
+
+    @classmethod
+    def of(cls, device: torch.device) -> DeviceFacts:
+        """The facts of a CUDA device."""
+        p = torch.cuda.get_device_properties(device)
+        shared: int = p.shared_memory_per_block_optin  # type: ignore[attr-defined]
+        return cls(p.name, (p.major, p.minor), p.multi_processor_count, p.L2_cache_size, shared)
+
+    @property
+    def float32_products(self) -> int:
+        """Multiply-adds a cycle outside the tensor cores."""
+        return 64 if self.capability == (8, 0) else 128
+
+    @property
+    def split_products(self) -> int:
+        """Multiply-adds a cycle of a float32 product split into three TF32 ones, by mma.sync."""
+        return (512 if self.capability[0] >= 9 or self.capability == (8, 0) else 256) // 3
+
+
+# Examples for tests and for `print` on machines without a device.
+A100 = DeviceFacts("A100", (8, 0), 108, 40 << 20, 163 << 10)
+H100 = DeviceFacts("H100", (9, 0), 132, 50 << 20, 227 << 10)
+B200 = DeviceFacts("B200", (10, 0), 148, 126 << 20, 227 << 10)
+
+L2_BYTES_A_CYCLE = 48  # what one multiprocessor gets of the second-level cache
+STEP_CYCLES = 3000  # a step's reductions, small solve and barriers: waiting, whatever the tile
+TILE_ENTRIES = 4096  # rows x padded state: 16 entries a thread of 8 warps; twice that spills registers
+LEAST_ENTRIES = 512  # 4 a thread of 4 warps; with fewer the compiler spreads a row, and so adds it up, in another way
+REGISTERS = 65536  # of a multiprocessor
+THREAD_REGISTERS = 255  # of a thread, all that there are
+
+
+@dataclass(frozen=True)
+class SolvePlan:
+    """The launch of a whole solve; `print` shows a field a line."""
+
+    kernel: str
+    device: str
+    rows: int  # of a tile
+    columns: int  # the state, padded
+    inputs: int  # of a product's slice
+    hidden: int  # units of a hidden layer's slice; 0: no hidden layer
+    warps: int
+    registers: int  # a thread may take; left to itself the assembler would spill some to fit more warps
+    stages: int  # slices in flight
+    programs: int
+    slots: int  # of the history's rings; 0: Picard
+    precision: str  # of products, as Triton names it
+    history: str  # where it lies
+    scratch_bytes: int  # of all programs
+    shared_bytes: int  # of a program, by estimate
+    product_cycles: int  # of a step of a tile: the arithmetic floor ...
+    weight_cycles: int  # ... and the floor of streaming the weights from the second-level cache
+
+    @property
+    def floor_cycles(self) -> int:
+        return max(self.product_cycles, self.weight_cycles)
+
+    def __str__(self) -> str:
+        lines = [f"{f.name:>15}  {getattr(self, f.name)}" for f in fields(self)]
+        return "\n".join([*lines, f"{'floor_cycles':>15}  {self.floor_cycles}"])
+
+
+def plan_solve(
+    kernel: str,
+    device: DeviceFacts,
+    *,
+    batch: int,
+    dim: int,
+    hidden: int,
+    products: int,
+    slots: int,
+    vectors: int,
+    control: int,
+    precision: str,
+    rows: int | None = None,
+) -> SolvePlan:
+    """The plan of a solve: the tile that finishes the batch's steps first, in a size whose history stays in cache.
+
+    products: multiply-adds of f for one row, which is also how many weights a tile reads. vectors, control: float32
+    vectors and float64 numbers of scratch a row needs. rows: of a tile; None: the model's choice.
+    """
+    columns = max(16, _power_of_two(dim))
+    # A row's arithmetic must not depend on the batch, so the slices follow from the shape of the cell alone.
+    inputs = 16  # more would spill registers
+    slice_hidden = min(32, max(16, _power_of_two(hidden))) if hidden else 0
+    rate = device.float32_products if precision == "ieee" else device.split_products
+
+    def cost(rows: int) -> tuple[float, int]:
+        resident = _resident(_warps(rows, columns))
+        cycles = resident * max(rows * products / rate, products * 4 / L2_BYTES_A_CYCLE) + STEP_CYCLES
+        return -(-batch // (rows * device.multiprocessors * resident)) * cycles, rows
+
+    if rows is None:
+        # 64 rows would be multiplied by other instructions of the tensor cores than 16, in another order.
+        tiles = (16, 32, 64) if precision == "ieee" else (16, 32)
+        rows = min((r for r in tiles if LEAST_ENTRIES <= r * columns <= TILE_ENTRIES), key=cost)
+    warps = _warps(rows, columns)
+    row_scratch = vectors * columns * 4 + control * 8
+    # Three quarters of the cache: weights and the batch's own rows pass through it too.
+    cached = max(1, device.l2_bytes * 3 // 4 // (rows * row_scratch))
+    programs = min(-(-batch // rows), device.multiprocessors * _resident(warps), cached)
+    stages = 3
+    outputs = slice_hidden or columns
+    return SolvePlan(
+        kernel=kernel,
+        device=device.name,
+        rows=rows,
+        columns=columns,
+        inputs=inputs,
+        hidden=slice_hidden,
+        warps=warps,
+        registers=THREAD_REGISTERS,
+        stages=stages,
+        programs=programs,
+        slots=slots,
+        precision=precision,
+        history="none" if slots == 0 else "global scratch, held in the second-level cache",
+        scratch_bytes=programs * rows * row_scratch,
+        shared_bytes=((stages - 1) * inputs * (rows + outputs) + rows * columns + slice_hidden * columns) * 4,
+        product_cycles=round(rows * products / rate),
+        weight_cycles=round(products * 4 / L2_BYTES_A_CYCLE),
+    )
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The launch, or two, of one fused step of an unknown map; it follows from the shape alone, not from the batch."""
+
+    kernel: str
+    launches: int
+    groups: int  # mixing groups a program holds
+    columns: int  # entries of a tile
+    tiles: int  # of a group
+    programs: int
+    warps: int
+    registers: int
+    slots: int
+    batch: int  # partial sums added at once
+    floor_bytes: int  # what a step must move: z, f(z), the rings' old and new vectors, the next iterates
+
+
+def plan_step(*, problems: int, groups: int, entries: int, slots: int, item_bytes: int) -> StepPlan:
+    """The plan of a step over [problems, groups, entries]."""
+    columns = max(16, _power_of_two(entries))
+    whole = groups == 1 and columns <= TILE_ENTRIES
+    if not whole:
+        columns = min(columns, TILE_ENTRIES // 2)
+    held = max(1, TILE_ENTRIES // 2 // columns)
+    tiles = -(-entries // columns)
+    vectors = 3 + 2 * slots if slots else 3
+    return StepPlan(
+        kernel="step_whole" if whole else "step_measure, step_combine",
+        launches=1 if whole else 2,
+        groups=held,
+        columns=columns,
+        tiles=tiles,
+        programs=-(-problems * groups // held) * tiles,
+        warps=4 if held * columns <= TILE_ENTRIES // 2 else 8,
+        registers=THREAD_REGISTERS,
+        slots=slots,
+        batch=32,
+        floor_bytes=problems * groups * entries * item_bytes * vectors,
+    )
+
+
+def _warps(rows: int, columns: int) -> int:
+    return 4 if rows * columns <= TILE_ENTRIES // 4 else 8
+
+
+def _resident(warps: int) -> int:
+    """Programs on a multiprocessor at a time."""
+    return REGISTERS // (warps * 32 * 256)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()

@@ -1,0 +1,134 @@
+// Teams of threads, the one thing that differs between a kernel on a device and the same text run on a host.
+//
+// A team works in regions: `each(f)` runs f(rank) for every thread and ends with a barrier, so what one region
+// writes the next may read, and nothing else may be assumed. What a thread keeps from region to region in its
+// registers is declared `Private`. csrc/tests/host_team.h has the same members, with the barriers as the ends of
+// loops over ranks in an order that changes from region to region.
+#pragma once
+
+#include "storage.h"
+
+namespace ak::cuda {
+
+constexpr int kWarp = 32;
+constexpr int kMaxSumsAtOnce = 12;
+
+template <class W, int n>
+struct Sums {
+  W v[n];
+};
+
+// What every team needs of shared memory.
+template <int threads>
+struct TeamSpace {
+  double partial[threads / kWarp][kMaxSumsAtOnce];
+};
+
+#if defined(__CUDACC__)
+
+// A warp, or a whole block.
+template <int threads>
+class DeviceTeam {
+ public:
+  static constexpr int kThreads = threads;
+  template <int others>
+  using Of = DeviceTeam<others>;
+
+  template <class V>
+  struct Private {
+    V value;
+    AK_DEVICE V& operator[](int) { return value; }
+  };
+
+  AK_DEVICE explicit DeviceTeam(TeamSpace<threads>* space) : space_(space) {}
+
+  template <class F>
+  AK_DEVICE void each(const F& f) const {
+    f(rank());
+    sync();
+  }
+  template <class F>
+  AK_DEVICE void first(const F& f) const {
+    if (rank() == 0) f();
+    sync();
+  }
+
+  // f(warp) for every warp, by teams of its lanes, then a barrier.
+  template <class F>
+  AK_DEVICE void warps(const F& f) const {
+    const int warp = rank() / kWarp;
+    f(warp);
+    sync();
+  }
+
+  // put(k, sum over threads of values.v[k]) for k < n, n <= kMaxSumsAtOnce: a butterfly within warps, warps in order.
+  template <class W, int n, class Put>
+  AK_DEVICE void total(Private<Sums<W, n>>& values, const Put& put) const {
+    static_assert(n <= kMaxSumsAtOnce);
+    AK_UNROLLED
+    for (int k = 0; k < n; ++k) {
+      const double sum = butterfly(double(values.value.v[k]));
+      if (rank() % kWarp == 0) space_->partial[rank() / kWarp][k] = sum;
+    }
+    sync();
+    if (rank() < n) {
+      double sum = 0;
+      for (int warp = 0; warp < threads / kWarp; ++warp) sum += space_->partial[warp][rank()];
+      put(rank(), sum);
+    }
+    sync();
+  }
+
+  // put(k, sum over i < items of get(k, i)) for k < count. One warp sums a value: lane l takes items l, l + 32, ...
+  template <class Get, class Put>
+  AK_DEVICE void warp_totals(int count, int64_t items, const Get& get, const Put& put) const {
+    for (int k = rank() / kWarp; k < count; k += threads / kWarp) {
+      double sum = 0;
+      for (int64_t i = rank() % kWarp; i < items; i += kWarp) sum += get(k, i);
+      sum = butterfly(sum);
+      if (rank() % kWarp == 0) put(k, sum);
+    }
+    sync();
+  }
+
+  // The largest of the threads' values, to every thread.
+  AK_DEVICE float largest(Private<float>& values) const {
+    float x = values.value;
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, offset));
+    if constexpr (threads > kWarp) {
+      if (rank() % kWarp == 0) space_->partial[rank() / kWarp][0] = double(x);
+      sync();
+      for (int warp = 0; warp < threads / kWarp; ++warp) x = fmaxf(x, float(space_->partial[warp][0]));
+      sync();
+    }
+    return x;
+  }
+
+  AK_DEVICE bool all(Private<bool>& values) const {
+    if constexpr (threads > kWarp)
+      return __syncthreads_and(values.value);
+    else
+      return __all_sync(~0u, values.value);
+  }
+
+  AK_DEVICE int rank() const { return threads > kWarp ? int(threadIdx.x) : int(threadIdx.x) % kWarp; }
+  AK_DEVICE void sync() const {
+    if constexpr (threads > kWarp)
+      __syncthreads();
+    else
+      __syncwarp();
+  }
+
+ private:
+  AK_DEVICE static double butterfly(double x) {
+    AK_UNROLLED
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
+    return x;
+  }
+
+  TeamSpace<threads>* space_;
+};
+
+#endif
+
+}  // namespace ak::cuda

@@ -1,0 +1,96 @@
+// A team of threads (csrc/cuda/team.h) on a host: regions are loops over ranks, in another order each time, so that a
+// region whose threads rely on each other gives changing results; sums are added in the device's order.
+#pragma once
+
+#include <algorithm>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "../cuda/team.h"
+
+namespace ak::test {
+
+inline std::minstd_rand rank_order(11);
+
+template <int threads>
+class HostTeam {
+ public:
+  static constexpr int kThreads = threads;
+  template <int others>
+  using Of = HostTeam<others>;
+
+  template <class V>
+  struct Private {
+    V value[threads];
+    V& operator[](int rank) { return value[rank]; }
+  };
+
+  explicit HostTeam(cuda::TeamSpace<threads>*) {}
+
+  template <class F>
+  void each(const F& f) const {
+    // An odd step visits every rank of a power of two.
+    const int start = int(rank_order() % threads), step = int(rank_order() % threads) | 1;
+    for (int i = 0; i < threads; ++i) f((start + i * step) % threads);
+  }
+  template <class F>
+  void warps(const F& f) const {
+    const int start = int(rank_order() % (threads / cuda::kWarp));
+    for (int i = 0; i < threads / cuda::kWarp; ++i) f((start + i) % (threads / cuda::kWarp));
+  }
+  template <class F>
+  void first(const F& f) const {
+    f();
+  }
+
+  template <class W, int n, class Put>
+  void total(Private<cuda::Sums<W, n>>& values, const Put& put) const {
+    for (int k = 0; k < n; ++k) {
+      double sum = 0;
+      for (int warp = 0; warp < threads / cuda::kWarp; ++warp) {
+        double lane[cuda::kWarp];
+        for (int l = 0; l < cuda::kWarp; ++l) lane[l] = double(values[warp * cuda::kWarp + l].v[k]);
+        sum += butterfly(lane);
+      }
+      put(k, sum);
+    }
+  }
+
+  template <class Get, class Put>
+  void warp_totals(int count, int64_t items, const Get& get, const Put& put) const {
+    for (int k = 0; k < count; ++k) {
+      double lane[cuda::kWarp] = {};
+      for (int l = 0; l < cuda::kWarp; ++l)
+        for (int64_t i = l; i < items; i += cuda::kWarp) lane[l] += get(k, i);
+      put(k, butterfly(lane));
+    }
+  }
+
+  float largest(Private<float>& values) const { return *std::max_element(values.value, values.value + threads); }
+  bool all(Private<bool>& values) const {
+    return std::all_of(values.value, values.value + threads, [](bool b) { return b; });
+  }
+  void sync() const {}
+
+ private:
+  static double butterfly(const double (&lane)[cuda::kWarp]) {
+    double now[cuda::kWarp], next[cuda::kWarp];
+    std::copy(lane, lane + cuda::kWarp, now);
+    for (int offset = cuda::kWarp / 2; offset > 0; offset /= 2) {
+      for (int l = 0; l < cuda::kWarp; ++l) next[l] = now[l] + now[l ^ offset];
+      std::copy(next, next + cuda::kWarp, now);
+    }
+    return now[0];
+  }
+};
+
+// Numbers 0 .. n - 1 in some order.
+inline std::vector<int64_t> any_order(int64_t n) {
+  std::vector<int64_t> order(static_cast<size_t>(n));
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), rank_order);
+  return order;
+}
+
+}  // namespace ak::test

@@ -1,0 +1,104 @@
+// The affine solve of CUDA devices, run on the host: the kernel's own text (csrc/cuda/affine_body.h) with a host team
+// in the place of a block, in both shapes of its tile.
+#include "../cuda/affine_body.h"
+#include "affine_case.h"
+#include "host_team.h"
+
+namespace {
+
+using namespace ak;
+using namespace ak::test;
+
+// Rows for one block at a time, at most `share` each, as if the blocks after it took the rest.
+struct Queue {
+  int64_t* next;
+  int64_t* share;
+  int64_t rows;
+  int64_t operator()() const { return (*share)-- > 0 ? (*next)++ : rows; }
+};
+
+struct alignas(32) Chunk {
+  char bytes[32];
+};
+std::vector<Chunk> poisoned(int64_t bytes) {
+  std::vector<Chunk> memory(size_t((bytes + 31) / 32));
+  std::memset(memory.data(), 0xff, memory.size() * sizeof(Chunk));
+  return memory;
+}
+
+template <class Shape>
+void run(const AffineProblem<float>& p, const SolveOptions& o, const SolveResult<float>& r,
+         const cuda::AffinePlan& plan) {
+  using Team = HostTeam<Shape::threads>;
+  CHECK(plan.shared_bytes <= 232448 && plan.tile_rows == Shape::rows && plan.threads == Shape::threads, "%ld",
+        long(plan.shared_bytes));
+  int64_t next = 0;
+  for (int64_t block = 0; next < p.rows; ++block) {
+    int64_t share = block + 1 < plan.blocks ? 1 + int64_t(rank_order() % 20) : p.rows;
+    auto shared = poisoned(plan.shared_bytes), scratch = poisoned(plan.block_bytes);
+    const Team team(nullptr);
+    const Queue queue{&next, &share, p.rows};
+    cuda::AffineBody<Shape, Team, Queue> body(p, o, r, plan, team, shared.data(), scratch.data(), queue);
+    body.solve();
+  }
+}
+
+void on_device(const AffineProblem<float>& p, const SolveOptions& o, const SolveResult<float>& r, bool again) {
+  const cuda::DeviceFacts few{1, 232448}, many{132, 232448};
+  cuda::AffinePlan plan = cuda::plan_affine(p.rows, p.dim, o, again ? many : few);
+  if (plan.tile_rows == cuda::WideTile::rows) return run<cuda::WideTile>(p, o, r, plan);
+  run<cuda::NarrowTile>(p, o, r, plan);
+}
+
+SolveOptions options_for(int solver, int history, double rtol) {
+  SolveOptions o;
+  o.solver = solver;
+  o.history = history;
+  o.damping = 1;
+  o.ridge = 1e-8;
+  o.rtol = rtol;
+  o.max_steps = 200;
+  return o;
+}
+
+// trace, best iterate, largest number of steps
+void ends_as_told() {
+  const int64_t rows = 21, dim = 37, steps = 7;
+  Block<float> z0(rows * dim, [](int64_t) { return normal(); }), u(rows * dim, [](int64_t) { return normal(); });
+  Block<float> weight(dim * dim, [&](int64_t) { return 0.9 * normal() / std::sqrt(double(dim)); });
+  Block<float> trace(steps * rows, [](int64_t) { return NAN; });
+  const AffineProblem<float> problem{rows,    dim,     z0.get(), u.get(), {weight.get(), dim, dim, dim, 1},
+                                     nullptr, nullptr, kTanh,    0};
+  for (int solver : {int(kPicard), int(kAnderson), int(kAuto)})
+    for (bool keep_best : {false, true}) {
+      SolveOptions o = options_for(solver, 4, 1e-12);
+      o.max_steps = int(steps);
+      o.keep_best = keep_best;
+      Solved<float> solved(rows, dim);
+      SolveResult<float> result = solved.pointers();
+      result.trace = trace.get();
+      on_device(problem, o, result, false);
+      for (int64_t row = 0; row < rows; ++row) {
+        CHECK(solved.status[row] == kMaxSteps, "status %d", solved.status[row]);
+        CHECK(solved.residual[row] == trace[(solved.steps[row] - 1) * rows + row], "row %d", int(row));
+        CHECK(keep_best || solved.steps[row] == steps, "row %d", int(row));
+        for (int64_t step = 0; keep_best && step < steps; ++step)
+          CHECK(trace[step * rows + row] >= solved.residual[row], "row %d has a better step %d", int(row), int(step));
+      }
+    }
+}
+
+}  // namespace
+
+int main() {
+  for (int64_t dim : {1, 3, 16, 33, 131}) all_solvers(Case<float>(on_device, 9, dim, kTanh, false, false));
+  all_solvers(Case<float>(on_device, 50, 21, kTanh, true, false));  // more rows than a tile holds
+  for (int kind = kIdentity; kind < kRelu2; ++kind)
+    all_solvers(Case<float>(on_device, 18, 23, kind, kind % 2 == 0, false));
+  all_solvers(Case<float>(on_device, 17, 29, kIdentity, true, true));
+  const Case<float> several_passes(on_device, 18, 530, kTanh, false, false);
+  several_passes.check(options_for(kAnderson, 3, 1e-5));
+  a_row_with_nan_ends_alone(on_device);
+  ends_as_told();
+  return report();
+}

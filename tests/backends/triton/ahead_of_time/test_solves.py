@@ -1,0 +1,102 @@
+"""Every solving kernel compiles for sm_80, sm_90 and sm_100 as it is planned, and keeps to its registers."""
+
+import re
+
+import pytest
+import torch
+import triton
+from compiling import DEVICES, SOLVERS, solve_call, solve_kernel, tail, usage
+
+from attractor_kernels.backends import plan
+from attractor_kernels.backends.triton import HISTORY_LIMIT, STATE_LIMIT, launch
+
+ARCHITECTURES = tuple(DEVICES)
+NAMES = tuple(launch.PROBLEMS)
+
+# One of each kernel and each kind of tile; test_every_plan has the rest.
+QUICK = [
+    (90, "solve_affine", 256, "auto", {}),
+    (80, "solve_affine", 128, "auto6", {"batch": 100000}),
+    (100, "solve_affine", 16, "picard", {"dtype": torch.bfloat16}),
+    (90, "solve_mlp", 128, "auto", {"gated": True, "norm": 1}),
+    (90, "solve_mlp_adjoint", 128, "anderson", {"gated": True}),
+    (100, "solve_mlp_tangent", 64, "auto", {"mixed": True}),
+    (80, "solve_gated", 128, "auto", {"mixed": True}),
+    (90, "solve_gated_adjoint", 128, "anderson", {}),
+    (90, "solve_gated_tangent", 64, "anderson", {"dtype": torch.float16}),
+]
+
+
+def allowed_spills(history):
+    """Bytes a thread: what the widest tiles come out above the 255 registers there are."""
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return 32 if history <= 5 and version >= (3, 7) else 192
+
+
+def check(architecture, name, dim, solver, batch=2000, mixed=False, rows=None, **choices):
+    options = tail(SOLVERS[solver], mixed, trace=True)
+    hidden = choices.pop("hidden", 512)
+    kernel, planned = solve_kernel(name, architecture, solve_call(name, batch, dim, hidden, options, **choices), rows)
+    used = usage(kernel)
+    assert used.stack <= allowed_spills(planned.slots - 1), f"{used} spills"
+    assert used.registers * planned.warps * 32 <= plan.REGISTERS
+    assert used.shared <= DEVICES[architecture].shared_bytes
+    assert used.shared <= 2 * planned.shared_bytes
+    return kernel, planned
+
+
+@pytest.mark.parametrize(("architecture", "name", "dim", "solver", "choices"), QUICK, ids=str)
+def test_compiles_within_its_registers(architecture, name, dim, solver, choices):
+    check(architecture, name, dim, solver, **choices)
+
+
+def test_products_are_the_planned_ones():
+    """Full precision multiplies float32 numbers outside the tensor cores, mixed precision splits them into TF32."""
+    for mixed, expected in ((False, "fma.rn.f32"), (True, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32")):
+        kernel, planned = check(90, "solve_affine", 64, "picard", mixed=mixed)
+        assert expected in kernel.asm["ptx"], planned.precision
+        assert ("mma.sync" in kernel.asm["ptx"]) == mixed
+
+
+def reduced_layouts(kernel):
+    """How each sum over a row is spread: entries, threads and warps along the row, for the row's padded size."""
+    text = kernel.asm["ttgir"]
+    layouts = dict(re.findall(r"(#blocked\d*) = #ttg\.blocked<\{(.*?)\}>", text))
+    found = set()
+    for _, columns, name in re.findall(r"\(tensor<(\d+)x(\d+)xf32, (#blocked\d*)>\) -> tensor<\d+xf32", text):
+        parts = re.findall(r"\[\d+, (\d+)\]", layouts[name])
+        found.add((int(columns), *map(int, parts[:3])))
+    return found
+
+
+@pytest.mark.parametrize(("dim", "few", "many"), [(16, 32, 64), (64, 16, 64), (128, 16, 32)])
+def test_a_row_is_summed_in_the_same_order_in_every_tile(dim, few, many):
+    layouts = [reduced_layouts(check(90, "solve_affine", dim, "picard", rows=rows)[0]) for rows in (few, many)]
+    assert layouts[0] and layouts[0] == layouts[1]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("solver", ["picard", "auto", "auto6"])
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize(("dim", "rows"), [(d, r) for d in (16, 32, 64, 128, 256) for r in (16, 32, 64)])
+def test_every_plan_of_the_affine_cell(architecture, solver, mixed, dim, rows):
+    if not plan.LEAST_ENTRIES <= rows * dim <= plan.TILE_ENTRIES or (mixed and rows > 32):
+        pytest.skip("not planned")
+    check(architecture, "solve_affine", dim, solver, mixed=mixed, rows=rows)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "solve_affine"])
+@pytest.mark.parametrize(("dim", "rows"), [(16, 64), (64, 16), (64, 64), (128, 16), (128, 32)])
+def test_every_plan_of_the_other_cells(architecture, mixed, name, dim, rows):
+    if mixed and rows > 32:
+        pytest.skip("not planned")
+    check(architecture, name, dim, "auto", mixed=mixed, rows=rows, gated=True, norm=1)
+
+
+def test_limits_are_those_tested():
+    assert SOLVERS["auto6"].history == HISTORY_LIMIT
+    assert max(STATE_LIMIT[name] for name in NAMES) == 256

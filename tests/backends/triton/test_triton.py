@@ -1,0 +1,38 @@
+"""Runs the tests of the Triton kernels, each folder in a process of its own: what Triton does is settled when it is
+imported, by environment variables.
+
+`interpreted` runs the kernels in Triton's interpreter against the reference; `ahead_of_time` compiles them for GPUs.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+ENVIRONMENTS = {"interpreted": {"TRITON_INTERPRET": "1"}, "ahead_of_time": {}}
+
+
+def run(folder, marked, config, cache):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    environment |= ENVIRONMENTS[folder]
+    environment |= {"ATTRACTOR_KERNELS_TRITON_TESTS": folder, "TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-c", str(config.inipath), "-q", "-p", "no:cacheprovider", "-m", marked]
+    result = subprocess.run(
+        [*command, str(Path(__file__).parent / folder)], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert " passed" in result.stdout
+
+
+@pytest.mark.parametrize("folder", ENVIRONMENTS)
+def test_in_a_process_of_its_own(folder, request, tmp_path):
+    run(folder, "not thorough", request.config, tmp_path)
+
+
+@pytest.mark.thorough
+def test_every_plan_compiles(request, tmp_path):
+    run("ahead_of_time", "thorough", request.config, tmp_path)

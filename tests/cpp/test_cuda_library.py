@@ -1,0 +1,55 @@
+"""The compiled CUDA library against its budget, where the tools that read it are installed.
+
+A change that costs a kernel registers changes csrc/cuda/budget.json with it:
+python tools/cuda_resources.py attractor_kernels/_cuda.so --write csrc/cuda/budget.json
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BUDGET = json.loads((ROOT / "csrc/cuda/budget.json").read_text())
+
+_spec = importlib.util.spec_from_file_location("cuda_resources", ROOT / "tools/cuda_resources.py")
+assert _spec is not None and _spec.loader is not None
+cuda_resources = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(cuda_resources)
+
+
+@pytest.fixture(scope="module")
+def found():
+    """The library built last: beside the sources, or on its way into a wheel."""
+    places = [*ROOT.glob("attractor_kernels/_cuda.so"), *ROOT.glob("build/lib*/attractor_kernels/_cuda.so")]
+    if not places:
+        pytest.skip("the CUDA library is not built: nvcc was not found, or FORCE_CUDA=0")
+    if missing := cuda_resources.missing_tools():
+        pytest.skip(f"not on PATH, nor installed by pip: {', '.join(missing)}")
+    return cuda_resources.resources(max(places, key=lambda path: path.stat().st_mtime))
+
+
+def test_every_kernel_is_budgeted(found):
+    assert set(found) == set(BUDGET)
+
+
+@pytest.mark.parametrize("kernel", BUDGET)
+def test_kernel_keeps_its_budget(found, kernel):
+    for architecture, takes in found[kernel].items():
+        where = f"{kernel} on {architecture}"
+        assert takes["stack"] == takes["local_bytes"] == takes["local"] == 0, f"{where} uses local memory"
+        allowed = BUDGET[kernel].get(architecture)
+        if allowed is None:  # TORCH_CUDA_ARCH_LIST named another
+            continue
+        assert takes["registers"] <= allowed["registers"], where
+        assert takes["shared"] <= allowed["shared"], where
+        assert takes["warps"] >= allowed["warps"], where
+
+
+@pytest.mark.parametrize("kernel", [name for name in BUDGET if ", 1, " not in name or name.startswith("affine")])
+def test_aligned_steps_move_16_bytes_at_once(found, kernel):
+    # A pass over a chunk loads z, f, the residual before and five of the ring.
+    for architecture, takes in found[kernel].items():
+        assert takes["wide_loads"] >= 8, f"{kernel} on {architecture}"
+        assert takes["wide_stores"] >= 3, f"{kernel} on {architecture}"
