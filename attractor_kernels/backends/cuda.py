@@ -1,4 +1,4 @@
-"""The compiled CUDA kernels: finding and loading the library, and what it can run.
+"""The compiled CUDA kernels: what they can run.
 
 The library is loaded only where torch has CUDA; elsewhere its import costs nothing.
 """
@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import importlib
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from .library import Library
 
 DTYPES = {
     "anderson_step": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
     "solve_affine": (torch.float32, torch.bfloat16, torch.float16),
 }
 
-_LIBRARY = Path(__file__).resolve().parent.parent / "_cuda.so"
+_library = Library("_cuda.so", "CUDA")
+find_kernel = _library.find_kernel
 
 
 def _build() -> Any:
@@ -28,40 +30,33 @@ def _build() -> Any:
         return {"nvcc": "", "architectures": "", "absent": "the compiled part of the package is missing"}
 
 
-def _load() -> str | None:
-    """Loads the library; returns why that is not possible."""
-    if torch.version.cuda is None:
-        return "this torch is built without CUDA" + ("" if _LIBRARY.exists() else "; nor has this build CUDA kernels")
-    if not _LIBRARY.exists():
-        return f"this build has no CUDA kernels: {_build()['absent'] or f'{_LIBRARY.name} is missing'}"
-    try:
-        torch.ops.load_library(str(_LIBRARY))
-    except (OSError, RuntimeError) as error:
-        return f"{_LIBRARY.name} does not load: {error}"
-    return None
-
-
-_obstacle: str | None = _load()
-_operators: dict[str, bool] = {}
+if torch.version.cuda is None:
+    _library.obstacle = "this torch is built without CUDA"
+    if not _library.path.exists():
+        _library.obstacle += "; nor has this build CUDA kernels"
+elif not _library.path.exists():
+    _library.obstacle = f"this build has no CUDA kernels: {_build()['absent'] or f'{_library.name} is missing'}"
+else:
+    _library.load()
 
 
 def availability() -> tuple[bool, str]:
-    if _obstacle is not None:
-        return False, _obstacle
+    if _library.obstacle is not None:
+        return False, _library.obstacle
     if not torch.cuda.is_available():
         return False, "torch sees no CUDA device"
     reason = _unfit(torch.device("cuda", torch.cuda.current_device()))
-    return (True, f"compiled kernels in {_LIBRARY.name}") if reason is None else (False, reason)
+    return (True, f"compiled kernels in {_library.name}") if reason is None else (False, reason)
 
 
 def obstacle(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the compiled kernel of `op` cannot take a state of this device and dtype; None if it can."""
-    if _obstacle is not None:
-        return _obstacle
+    if _library.obstacle is not None:
+        return _library.obstacle
     if device.type != "cuda":
         return f"the state is on {device}"
-    if not _operators[op]:
-        return f"the library has no kernel for {op}"
+    if (lack := _library.lacks(op)) is not None:
+        return lack
     if dtype not in DTYPES[op]:
         return f"the state is {dtype}, not one of {', '.join(str(one).removeprefix('torch.') for one in DTYPES[op])}"
     return _unfit(device)
@@ -86,8 +81,3 @@ def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
         if fits or (text and not family and capability >= built):
             return True
     return False
-
-
-def find_kernel(op: str) -> None:
-    """Notes whether a declared operator has a compiled kernel: asked once, because a compiled graph cannot ask."""
-    _operators[op] = torch._C._dispatch_has_kernel_for_dispatch_key(f"attractor_kernels::{op}", "CUDA")

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "../common/activations.h"
-#include "../common/stopping.h"
+#include "../common/problems.h"
 
 namespace ak {
 
@@ -13,107 +13,6 @@ namespace ak {
 struct Executor {
   int threads;
   void (*run)(int tasks, void (*body)(void* context, int task), void* context);
-};
-
-enum Solver { kPicard = 0, kAnderson = 1, kAuto = 2 };
-
-struct SolveOptions {
-  int solver = 0;
-  int history = 0;
-  double damping = 0;
-  double ridge = 0;
-  double rtol = 0;
-  double atol = 0;
-  int max_steps = 0;
-  int min_steps = 0;
-  bool keep_best = false;
-  bool mixed = false;  // products of differences in bfloat16 are allowed
-};
-
-template <class T>
-struct Matrix {  // [outputs, inputs], any strides
-  const T* data = nullptr;
-  int64_t outputs = 0, inputs = 0;
-  int64_t output_stride = 0, input_stride = 0;
-};
-
-template <class T>
-struct SolveResult {
-  T* z = nullptr;             // [rows, dim]
-  int32_t* steps = nullptr;   // [rows]
-  float* residual = nullptr;  // [rows]
-  uint8_t* status = nullptr;  // [rows]
-  float* trace = nullptr;     // [max_steps, rows], filled with NaN, or null
-};
-
-// f = leak * z + scale * phi(z W^T + u)
-template <class T>
-struct AffineProblem {
-  int64_t rows = 0, dim = 0;
-  const T* z0 = nullptr;  // [rows, dim]
-  const T* u = nullptr;   // [rows, dim]
-  Matrix<T> weight{};
-  const T* leak = nullptr;   // [dim] or null
-  const T* scale = nullptr;  // [rows, dim] or null; with identity only
-  int activation = 0;
-  int pieces = 0;  // partial_relu: how many of the last units are relu
-};
-
-// y = z + u; f = leak * z + norm(skip * y + W2 h + b2), h = phi(W1 y + b1)
-template <class T>
-struct MlpProblem {
-  int64_t rows = 0, dim = 0, hidden = 0;  // hidden: inputs of W2
-  const T* z0 = nullptr;
-  const T* u = nullptr;
-  Matrix<T> w1{};         // [hidden, dim], or [2 hidden, dim] for swiglu
-  const T* b1 = nullptr;  // or null
-  Matrix<T> w2{};         // [dim, hidden]
-  const T* b2 = nullptr;
-  const T* leak = nullptr;
-  T skip{};
-  int norm = 0;  // 0 none, 1 layer, 2 rms
-  T norm_eps{};
-  int activation = 0;
-};
-
-// The derivative of an MLP cell: w = leak * w + skip * t + (q * [W2^T t, once or twice]) W1 + v, t = N w (adjoint), or
-// w = leak * w + N (skip * w + W2 (q * W1 w)) + v (tangent)
-template <class T>
-struct MlpLinearProblem {
-  int64_t rows = 0, dim = 0, hidden = 0;
-  const T* w0 = nullptr;
-  const T* v = nullptr;
-  const T* q = nullptr;     // [rows, hidden] or [rows, 2 hidden]
-  const T* n = nullptr;     // [rows, dim] normalised output
-  const T* rinv = nullptr;  // [rows]
-  Matrix<T> w1{};
-  Matrix<T> w2{};
-  const T* leak = nullptr;
-  T skip{};
-  int norm = 0;
-  bool adjoint = true;
-};
-
-// (a_s, a_c) = W z + u; s = sigmoid(a_s); f = (1 - s) * z + s * tanh(a_c)
-template <class T>
-struct GatedProblem {
-  int64_t rows = 0, dim = 0;
-  const T* z0 = nullptr;
-  const T* u = nullptr;  // [rows, 2 dim]
-  Matrix<T> weight{};    // [2 dim, dim]
-};
-
-// The derivative of a gated cell: w = c * w + [q1 * w, q2 * w] W + v (adjoint), or
-// w = c * w + q1 * (W_s w) + q2 * (W_c w) + v (tangent)
-template <class T>
-struct GatedLinearProblem {
-  int64_t rows = 0, dim = 0;
-  const T* w0 = nullptr;
-  const T* v = nullptr;
-  const T* q = nullptr;  // [rows, 2 dim]
-  const T* c = nullptr;  // [rows, dim]
-  Matrix<T> weight{};
-  bool adjoint = true;
 };
 
 // How a fused solve of one shape is cut up; also what `attractor-kernels info --plan` prints.

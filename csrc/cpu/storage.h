@@ -1,34 +1,13 @@
-// States as they lie in memory: float and double compute in their own type, bfloat16 and float16 in float.
+// States as they lie in memory (csrc/common/state_types.h), in vectors.
 //
 // load_wide and store_wide move one vector of the computing type; Whole and First name how much of it memory
 // holds, so that one loop body serves full vectors and the tail.
 #pragma once
 
+#include "../common/state_types.h"
 #include "simd.h"
 
 namespace ak::AK_ISA {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
-template <class T>
-struct WideOf {
-  using type = T;
-};
-template <>
-struct WideOf<BFloat16> {
-  using type = float;
-};
-template <>
-struct WideOf<Float16> {
-  using type = float;
-};
-template <class T>
-using Wide = typename WideOf<T>::type;
 
 typedef uint16_t HalfBits __attribute__((vector_size(AK_VECTOR_BYTES / 2)));
 typedef uint32_t WideBits __attribute__((vector_size(AK_VECTOR_BYTES)));
@@ -140,30 +119,6 @@ inline Vec<Wide<T>> as_stored(Vec<Wide<T>> v) {
     return Whole::load_wide(lane);
   }
 }
-
-// Largest finite value of T.
-template <class T>
-inline constexpr Wide<T> kLargest = Wide<T>(0);
-template <>
-inline constexpr float kLargest<float> = 0x1.fffffep127f;
-template <>
-inline constexpr double kLargest<double> = 0x1.fffffffffffffp1023;
-template <>
-inline constexpr float kLargest<BFloat16> = 0x1.fep127f;
-template <>
-inline constexpr float kLargest<Float16> = 65504.0f;
-
-// Spacing of T at 1.
-template <class T>
-inline constexpr double kEpsilon = 0;
-template <>
-inline constexpr double kEpsilon<float> = 0x1p-23;
-template <>
-inline constexpr double kEpsilon<double> = 0x1p-52;
-template <>
-inline constexpr double kEpsilon<BFloat16> = 0x1p-7;
-template <>
-inline constexpr double kEpsilon<Float16> = 0x1p-10;
 
 // body(offset, access) over n entries, a vector at a time.
 template <class W, class Body>

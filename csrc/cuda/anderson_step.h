@@ -1,7 +1,8 @@
 // The fused step for unknown maps on a device: what the binding hands to the kernels, and how a step is cut up.
 #pragma once
 
-#include "../cpu/anderson_step.h"
+#include "../common/problems.h"
+#include "../common/step_problem.h"
 
 namespace ak::cuda {
 

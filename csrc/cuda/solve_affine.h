@@ -1,7 +1,7 @@
 // The whole affine solve on a device: how it is cut up, and what the binding calls.
 #pragma once
 
-#include "../cpu/kernels.h"
+#include "../common/problems.h"
 #include "anderson_step.h"
 
 namespace ak::cuda {

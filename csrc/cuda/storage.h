@@ -1,10 +1,11 @@
-// States as they lie in memory, on both sides: float and double compute in their own type, bfloat16 and float16 in
-// float. The conversions of the host are for the tests that run the kernels' text there.
+// States as they lie in memory (csrc/common/state_types.h), entry by entry on both sides. The conversions of the host
+// are for the tests that run the kernels' text there.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+#include "../common/state_types.h"
 #include "../common/stopping.h"
 
 #if defined(__CUDACC__)
@@ -16,28 +17,6 @@
 #endif
 
 namespace ak::cuda {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
-template <class T>
-struct WideOf {
-  using type = T;
-};
-template <>
-struct WideOf<BFloat16> {
-  using type = float;
-};
-template <>
-struct WideOf<Float16> {
-  using type = float;
-};
-template <class T>
-using Wide = typename WideOf<T>::type;
 
 AK_DEVICE float float_of_bits(uint32_t bits) {
   float x;
@@ -97,30 +76,6 @@ AK_DEVICE Float16 narrow<Float16>(float x) {
   return {uint16_t(half | sign)};
 #endif
 }
-
-// Largest finite value of T.
-template <class T>
-inline constexpr Wide<T> kLargest = Wide<T>(0);
-template <>
-inline constexpr float kLargest<float> = 0x1.fffffep127f;
-template <>
-inline constexpr double kLargest<double> = 0x1.fffffffffffffp1023;
-template <>
-inline constexpr float kLargest<BFloat16> = 0x1.fep127f;
-template <>
-inline constexpr float kLargest<Float16> = 65504.0f;
-
-// Spacing of T at 1.
-template <class T>
-inline constexpr double kEpsilon = 0;
-template <>
-inline constexpr double kEpsilon<float> = 0x1p-23;
-template <>
-inline constexpr double kEpsilon<double> = 0x1p-52;
-template <>
-inline constexpr double kEpsilon<BFloat16> = 0x1p-7;
-template <>
-inline constexpr double kEpsilon<Float16> = 0x1p-10;
 
 // n neighbouring entries, moved in one access: 16 bytes where n is kPerAccess<T>.
 template <class T>

@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "../common/activations.h"
 #include "../cuda/solve_affine.h"
 #include "cuda_call.h"
 #include "solve_arguments.h"

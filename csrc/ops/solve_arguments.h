@@ -9,8 +9,8 @@
 #include <string>
 #include <tuple>
 
+#include "../common/problems.h"
 #include "../common/small_solve.h"
-#include "../cpu/kernels.h"
 
 namespace ak::ops {
 

@@ -6,8 +6,9 @@
 
 #include <optional>
 
+#include "../common/problems.h"
 #include "../common/small_solve.h"
-#include "../cpu/anderson_step.h"
+#include "../common/step_problem.h"
 
 namespace ak::ops {
 

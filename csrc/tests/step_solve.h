@@ -10,8 +10,8 @@
 
 namespace ak::test {
 
-using ak::AK_ISA::BFloat16;
-using ak::AK_ISA::Float16;
+using ak::BFloat16;
+using ak::Float16;
 
 template <class T>
 double to_double(T x) {

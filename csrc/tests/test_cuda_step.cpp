@@ -14,19 +14,6 @@ namespace {
 using namespace ak;
 using namespace ak::test;
 
-template <class T>
-struct DeviceTypeOf {
-  using type = T;
-};
-template <>
-struct DeviceTypeOf<BFloat16> {
-  using type = cuda::BFloat16;
-};
-template <>
-struct DeviceTypeOf<Float16> {
-  using type = cuda::Float16;
-};
-
 // A block's shared memory, full of NaN at first.
 class SharedMemory {
  public:
@@ -120,7 +107,6 @@ enum class Cut { kPlanned, kWhole, kNothingKept };
 template <class T>
 StepMethod device_step(int processors, Cut cut = Cut::kPlanned) {
   return {cuda::device_control_columns, [=](const StepProblem& p, const SolveOptions& o) {
-            using D = typename DeviceTypeOf<T>::type;
             cuda::StepPlan plan = cuda::plan_step(p, {processors, 232448});
             CHECK(plan.team_bytes * (plan.small ? cuda::kBlockThreads / 32 : 1) <= 232448, "%ld bytes",
                   long(plan.team_bytes));
@@ -129,9 +115,9 @@ StepMethod device_step(int processors, Cut cut = Cut::kPlanned) {
               plan.kept_chunks = 0;
             }
             if (cut == Cut::kNothingKept) plan.kept_chunks = 0;
-            if (plan.small) return Launch<D, 1, 32>(p, o, plan).run();
-            if (plan.wide_access) return Launch<D, cuda::kPerAccess<D>, cuda::kBlockThreads>(p, o, plan).run();
-            Launch<D, 1, cuda::kBlockThreads>(p, o, plan).run();
+            if (plan.small) return Launch<T, 1, 32>(p, o, plan).run();
+            if (plan.wide_access) return Launch<T, cuda::kPerAccess<T>, cuda::kBlockThreads>(p, o, plan).run();
+            Launch<T, 1, cuda::kBlockThreads>(p, o, plan).run();
           }};
 }
 
@@ -178,9 +164,7 @@ void solves(const Shape& s, const SolveOptions& o) {
     // As far as rounding does not show, both take the same way.
     for (int step = 1; step <= 3 && step <= end.steps && step <= want.steps; ++step) {
       const double got = double(planned.traced(step, i)), other = double(cpu.traced(step, i));
-      CHECK(std::fabs(got - other) <=
-                (sizeof(T) == 2 ? 0.1 : 1e-3) * other + 8 * cuda::kEpsilon<typename DeviceTypeOf<T>::type>,
-            WHERE);
+      CHECK(std::fabs(got - other) <= (sizeof(T) == 2 ? 0.1 : 1e-3) * other + 8 * kEpsilon<T>, WHERE);
     }
     Shape lone = s;
     lone.problems = 1;
@@ -253,7 +237,7 @@ void an_overflowing_combination_gives_way() {
 void conversions_match_the_cpu() {
   for (uint32_t bits = 0; bits < 1u << 16; ++bits) {
     const uint16_t half = uint16_t(bits);
-    const float b = cuda::widen(cuda::BFloat16{half}), h = cuda::widen(cuda::Float16{half});
+    const float b = cuda::widen(BFloat16{half}), h = cuda::widen(Float16{half});
     CHECK(std::isnan(b) || double(b) == to_double(BFloat16{half}), "bfloat16 %04x", bits);
     CHECK(std::isnan(h) ? std::isnan(to_double(Float16{half})) : double(h) == to_double(Float16{half}), "float16 %04x",
           bits);
@@ -263,8 +247,8 @@ void conversions_match_the_cpu() {
     const float y = float(std::ldexp(normal(), int(generator() % 60) - 30));
     for (const float v : {x, y}) {
       if (std::isnan(v)) continue;
-      CHECK(cuda::narrow<cuda::Float16>(v).bits == from_double<Float16>(double(v)).bits, "%a", double(v));
-      CHECK(cuda::narrow<cuda::BFloat16>(v).bits == from_double<BFloat16>(double(v)).bits, "%a", double(v));
+      CHECK(cuda::narrow<Float16>(v).bits == from_double<Float16>(double(v)).bits, "%a", double(v));
+      CHECK(cuda::narrow<BFloat16>(v).bits == from_double<BFloat16>(double(v)).bits, "%a", double(v));
     }
   }
 }
