@@ -16,7 +16,20 @@ import torch
 
 _OPTIONAL = ("torchdeq", "jax", "jaxlib", "numpy", "scikit-learn", "matplotlib")
 # Those that decide which kernels run.
-_FLAGS = ("avx", "avx2", "fma", "f16c", "avx512f", "avx512vl", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "sve")
+_FLAGS = (
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512vl",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_tile",
+    "asimd",
+    "sve",
+)
 
 
 def facts_module() -> Any | None:
