@@ -64,7 +64,7 @@ class Plan:
         return PASSES if headline(case) else tuple(which for which in PASSES if which != "backward")
 
     def contenders(self, case: Case, which: str) -> list[Contender]:
-        # bfloat16 products are for float32 data; at float64 there is nothing to mix.
+        # Products in few bits are for float32 data; at float64 there is nothing to mix.
         precisions = self.precisions if case.dtype == "float32" else ("full",)
         mine = [ours(solver, precision) for solver in self.solvers for precision in precisions]
         names = self.baselines

@@ -77,7 +77,7 @@ def solve_affine(
         pieces: with "partial_relu", how many units, the last ones, are rectified; the rest are linear.
         solver, rtol, atol, max_steps, min_steps, trace: as in `attractor_kernels.fixed_point`.
         keep_best: return the iterate with the lowest residual instead of the last one.
-        mixed: permit bfloat16 products of differences, to the same true residual.
+        mixed: permit products of differences in 8 or 16 bits, to the same true residual.
 
     All tensors share z0's dtype (float64 down to float16 and bfloat16, the latter solved in float32) and device.
 

@@ -63,8 +63,8 @@ def fixed_point(
         keep: "last" returns the iterate a problem ended at, "best" the one with its lowest relative residual. A
             problem that diverged or met NaN or Inf returns its best finite iterate either way.
         trace: record the residual of every step in info.trace.
-        precision: "full", "mixed" (fused kernels may use bfloat16 products of differences, to the same true residual)
-            or None: full where torch.get_float32_matmul_precision() is "highest", else mixed.
+        precision: "full", "mixed" (fused kernels may take products of differences in 8 or 16 bits, to the same true
+            residual) or None: full where torch.get_float32_matmul_precision() is "highest", else mixed.
         backend: "auto", or "cuda", "triton", "cpu", "reference" by name: an error where it cannot run the solve. What
             has no kernel in any of them (Broyden, a state that torch.func transforms) runs in plain torch.
 

@@ -17,7 +17,7 @@ struct SolveOptions {
   int max_steps = 0;
   int min_steps = 0;
   bool keep_best = false;
-  bool mixed = false;  // products of differences in bfloat16 are allowed
+  bool mixed = false;  // products of differences in few bits are allowed
 };
 
 template <class T>
