@@ -46,7 +46,7 @@ def run(tool: str, *arguments: str, given: str | None = None) -> str:
 
 def short_name(demangled: str) -> str:
     """step_kernel<float, 4, 128> for void ak::cuda::(anonymous namespace)::step_kernel<float, 4, 128>(...)."""
-    name = demangled.replace("(anonymous namespace)::", "").replace("ak::cuda::", "").removeprefix("void ")
+    name = re.sub(r"\(anonymous namespace\)::|ak::cuda::|ak::", "", demangled).removeprefix("void ")
     return name.partition("(")[0].replace("> >", ">>")
 
 
