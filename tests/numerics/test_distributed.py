@@ -2,6 +2,7 @@
 
 import socket
 import tempfile
+import time
 
 import pytest
 import torch
@@ -18,6 +19,16 @@ pytestmark = [
 ]
 
 
+def finish(processes, seconds=180):
+    """Waits for all of them; whoever hangs is ended."""
+    deadline = time.monotonic() + seconds
+    while not processes.join(timeout=1):
+        if time.monotonic() > deadline:
+            for process in processes.processes:
+                process.kill()
+            pytest.fail(f"the processes did not end within {seconds} s")
+
+
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_give_the_gradients_of_one(backend, kind):
     expected = single_process(backend)
@@ -25,7 +36,8 @@ def test_two_processes_give_the_gradients_of_one(backend, kind):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(train, (port, kind, backend, folder), nprocs=2)
+        processes = multiprocessing.spawn(train, (port, kind, backend, folder), nprocs=2, join=False)
+        finish(processes)
         for rank in range(2):
             got = torch.load(f"{folder}/{rank}.pt")
             assert got.keys() == expected.keys()
