@@ -23,7 +23,7 @@ __all__ = [
     "step_buffers",
 ]
 
-for _name in (*OPERATORS, "anderson_step", "residual_norm"):
+for _name in (*OPERATORS, "affine_slope", "anderson_step", "residual_norm"):
     cpu.find_kernel(_name)
     cuda.find_kernel(_name)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..backends.reference import affine
 from ..backends.reference.activations import CODES, IDENTITY, PARTIAL_RELU, SWIGLU
 from ..options import Auto, Solver, check_choice, check_int
 from ._arguments import Tail, check_start, check_tensors, make_tail
-from ._declare import NAMESPACE, Operator, SolveResult, call
+from ._declare import NAMESPACE, Operator, SolveResult, call, in_functorch
+from .affine_slope import affine_slope
 
 ACTIVATIONS = tuple(name for name, code in CODES.items() if code != SWIGLU)
 
@@ -26,8 +28,13 @@ def _gradients(
     pieces: int,
     tail: Tail,
 ) -> tuple[tuple[Tensor | None, ...], SolveResult]:
-    phi, d = affine.slope(z, u, weight, scale, activation, pieces)
-    solved = call(namespace, "solve_affine", d * v, v, weight.mT, leak, d, IDENTITY, 0, *tail)
+    phi: Tensor | None = None
+    if needs[4] or torch.is_grad_enabled() or in_functorch():
+        phi, d = affine.slope(z, u, weight, scale, activation, pieces)
+        start = d * v
+    else:
+        d, start = affine_slope(namespace, torch.addmm(u, z, weight.mT), v, scale, activation, pieces)
+    solved = call(namespace, "solve_affine", start, v, weight.mT, leak, d, IDENTITY, 0, *tail)
     y = solved.z
     w = affine.adjoint(y, v, weight, leak) if needs[3] or needs[4] else None
     return (

@@ -83,7 +83,7 @@ def solve_bound(bound: BoundCell, z0: Tensor, spec: Spec, backend: str) -> tuple
     plan = Plan(bound.operator, namespace, constants, tail, adjoint, report)
     result = solve_with(plan, tensors)
     info = operator_info(result, z0, spec, backend)
-    return result.z.view(z0.shape), info
+    return result.z if z0.dim() == 2 else result.z.view(z0.shape), info
 
 
 class _Implicit(torch.autograd.Function):

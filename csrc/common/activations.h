@@ -113,10 +113,13 @@ struct Activations {
     return relu(x) + log1p;
   }
 
-  // x Phi(x), Phi the normal distribution function: for x <= 0, Phi(x) = erfcx(t) exp(-t^2) / 2 with
-  // t = |x| / sqrt 2, and 1 - Phi(-x) above. erfcx by a Chebyshev fit in (t - 2) / (t + 2)
-  // (tools/fit_activations.py makes the coefficients).
-  AK_HD_MEMBER static V gelu(V x) {
+  // The normal distribution at x: for x <= 0, Phi(x) = erfcx(t) exp(-t^2) / 2 with t = |x| / sqrt 2, and 1 - Phi(-x)
+  // above. erfcx by a Chebyshev fit in (t - 2) / (t + 2) (tools/fit_activations.py makes the coefficients).
+  struct Normal {
+    V distribution;
+    V density;
+  };
+  AK_HD_MEMBER static Normal normal(V x) {
     const V t = Ops::min(c(kDouble ? 26. : 9.), Ops::abs(x) * c(0.70710678118654752));
     const V q = (t - c(2.)) / (t + c(2.));
     V erfcx;
@@ -126,9 +129,12 @@ struct Activations {
       erfcx = polynomial(coefficients_double.c, q);
     else
       erfcx = polynomial(coefficients_float.c, q);
-    const V tail = c(0.5) * erfcx * exp(-t * t);
-    return x * Ops::select(Ops::negative(x), tail, c(1.) - tail);
+    const V bell = exp(-t * t);
+    const V tail = c(0.5) * erfcx * bell;
+    return {Ops::select(Ops::negative(x), tail, c(1.) - tail), bell * c(0.3989422804014327)};
   }
+
+  AK_HD_MEMBER static V gelu(V x) { return x * normal(x).distribution; }
 
   AK_HD_MEMBER static V relu2(V x) {
     const V r = relu(x);
@@ -145,6 +151,32 @@ struct Activations {
     if constexpr (kind == kSilu) return silu(x);
     if constexpr (kind == kRelu2) return relu2(x);
     return x;
+  }
+
+  // phi'(x); at a kink the derivative from the left.
+  template <int kind>
+  AK_HD_MEMBER static V derivative(V x) {
+    const V one = c(1.);
+    if constexpr (kind == kTanh) {
+      const V t = tanh(x);
+      return Ops::fma(-t, t, one);
+    }
+    if constexpr (kind == kRelu) return Ops::select(Ops::negative(-x), one, c(0.));
+    if constexpr (kind == kSigmoid) {
+      const V s = sigmoid(x);
+      return s * (one - s);
+    }
+    if constexpr (kind == kSoftplus) return sigmoid(x);
+    if constexpr (kind == kGelu) {
+      const Normal at = normal(x);
+      return Ops::fma(x, at.density, at.distribution);
+    }
+    if constexpr (kind == kSilu) {
+      const V s = sigmoid(x);
+      return s * Ops::fma(x, one - s, one);
+    }
+    if constexpr (kind == kRelu2) return c(2.) * relu(x);
+    return one;
   }
 };
 

@@ -49,6 +49,19 @@ struct AffineProblem {
   int pieces = 0;  // partial_relu: how many of the last units are relu
 };
 
+// What the adjoint of an affine solve begins with: d = scale * phi'(a) and d * v.
+template <class T>
+struct SlopeProblem {
+  int64_t rows = 0, dim = 0;
+  const T* a = nullptr;  // [rows, dim], as are all others
+  const T* v = nullptr;
+  const T* scale = nullptr;  // or null
+  T* d = nullptr;
+  T* dv = nullptr;
+  int activation = 0;
+  int pieces = 0;
+};
+
 // y = z + u; f = leak * z + norm(skip * y + W2 h + b2), h = phi(W1 y + b1)
 template <class T>
 struct MlpProblem {

@@ -8,19 +8,21 @@
   void name(const Problem<float>&, const SolveOptions&, const SolveResult<float>&, const Executor&); \
   void name(const Problem<double>&, const SolveOptions&, const SolveResult<double>&, const Executor&);
 
-#define AK_DECLARE(isa)                                                                               \
-  namespace ak::isa {                                                                                 \
-  AK_DECLARE_SOLVE(solve_affine, AffineProblem)                                                       \
-  AK_DECLARE_SOLVE(solve_mlp, MlpProblem)                                                             \
-  AK_DECLARE_SOLVE(solve_mlp_linear, MlpLinearProblem)                                                \
-  AK_DECLARE_SOLVE(solve_gated, GatedProblem)                                                         \
-  AK_DECLARE_SOLVE(solve_gated_linear, GatedLinearProblem)                                            \
-  TilePlan plan_affine(int64_t, int64_t, int, int, int, int);                                         \
-  extern const StepKernels step_kernels;                                                              \
-  static const SolveKernels<float> solve_f32{solve_affine, solve_mlp, solve_mlp_linear, solve_gated,  \
-                                             solve_gated_linear};                                     \
-  static const SolveKernels<double> solve_f64{solve_affine, solve_mlp, solve_mlp_linear, solve_gated, \
-                                              solve_gated_linear};                                    \
+#define AK_DECLARE(isa)                                                                           \
+  namespace ak::isa {                                                                             \
+  AK_DECLARE_SOLVE(solve_affine, AffineProblem)                                                   \
+  AK_DECLARE_SOLVE(solve_mlp, MlpProblem)                                                         \
+  AK_DECLARE_SOLVE(solve_mlp_linear, MlpLinearProblem)                                            \
+  AK_DECLARE_SOLVE(solve_gated, GatedProblem)                                                     \
+  AK_DECLARE_SOLVE(solve_gated_linear, GatedLinearProblem)                                        \
+  void slopes(const SlopeProblem<float>&, const Executor&);                                       \
+  void slopes(const SlopeProblem<double>&, const Executor&);                                      \
+  TilePlan plan_affine(int64_t, int64_t, int, int, int, int);                                     \
+  extern const StepKernels step_kernels;                                                          \
+  static const SolveKernels<float> solve_f32{solve_affine, solve_mlp,          solve_mlp_linear,  \
+                                             solve_gated,  solve_gated_linear, slopes};           \
+  static const SolveKernels<double> solve_f64{solve_affine, solve_mlp,          solve_mlp_linear, \
+                                              solve_gated,  solve_gated_linear, slopes};          \
   }
 
 #define AK_ENTRY(isa, check) \

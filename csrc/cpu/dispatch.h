@@ -16,6 +16,7 @@ struct SolveKernels {
   SolveFunction<MlpLinearProblem<T>, T> mlp_linear;
   SolveFunction<GatedProblem<T>, T> gated;
   SolveFunction<GatedLinearProblem<T>, T> gated_linear;
+  void (*slopes)(const SlopeProblem<T>&, const Executor&);
 };
 
 // A shape's plan as the chosen kernels would cut it; element_size 4 or 8.

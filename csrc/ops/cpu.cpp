@@ -106,6 +106,30 @@ Solved solve_affine(Tensor z0, Tensor u, Tensor weight, std::optional<Tensor> le
   return out.tensors(z0.scalar_type());
 }
 
+std::tuple<Tensor, Tensor> affine_slope(Tensor a, Tensor v, std::optional<Tensor> scale, int64_t activation,
+                                        int64_t pieces) {
+  check_start(a);
+  const int64_t rows = a.size(0), dim = a.size(1);
+  check(a, "a", {rows, dim});
+  check(v, "v", {rows, dim});
+  check(scale, "scale", {rows, dim});
+  STD_TORCH_CHECK(pieces >= 0 && (activation != ak::kPartialRelu || pieces <= dim), "pieces must be between 0 and ",
+                  dim, ", got ", pieces);
+  const ScalarType given = a.scalar_type(), type = working_type(given);
+  const Tensor a_rows = rows_of(a, type), v_rows = rows_of(v, type);
+  const auto scale_rows = rows_of(scale, type);
+  const int32_t code = type == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+  Tensor d = empty(rows, dim, code), dv = empty(rows, dim, code);
+  with_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    ak::solve_kernels<T>().slopes(
+        {rows, dim, data<T>(a_rows), data<T>(v_rows), data<T>(scale_rows), static_cast<T*>(d.mutable_data_ptr()),
+         static_cast<T*>(dv.mutable_data_ptr()), int(activation), int(pieces)},
+        torch_executor());
+  });
+  return {in_type(d, given), in_type(dv, given)};
+}
+
 Solved solve_mlp(Tensor z0, Tensor u, Tensor w1, std::optional<Tensor> b1, Tensor w2, std::optional<Tensor> b2,
                  std::optional<Tensor> leak, double skip, int64_t norm, double norm_eps, int64_t activation, AK_TAIL) {
   const ak::SolveOptions options AK_OPTIONS;
@@ -241,6 +265,7 @@ Solved solve_gated_linear(Tensor z0, Tensor v, Tensor q, Tensor c, Tensor weight
 
 STABLE_TORCH_LIBRARY_IMPL(attractor_kernels, CPU, m) {
   m.impl("solve_affine", TORCH_BOX(&solve_affine));
+  m.impl("affine_slope", TORCH_BOX(&affine_slope));
   m.impl("solve_mlp", TORCH_BOX(&solve_mlp));
   m.impl("solve_mlp_adjoint", TORCH_BOX(&solve_mlp_linear<true>));
   m.impl("solve_mlp_tangent", TORCH_BOX(&solve_mlp_linear<false>));

@@ -72,7 +72,12 @@ def norm(dtype: torch.dtype) -> tuple[Any, ...]:
     return (*in_dtype((z, fz), dtype), 1)
 
 
-CASES: dict[str, Callable[[torch.dtype], tuple[Any, ...]]] = {"residual_norm": norm, "solve_affine traced": traced}
+def slope(dtype: torch.dtype) -> tuple[Any, ...]:
+    a, v, scale = (torch.randn(3, 7, dtype=torch.float64).to(dtype) for _ in range(3))
+    return (a, v, scale, 5, 0)
+
+
+CASES: dict[str, Callable[[torch.dtype], tuple[Any, ...]]] = {"affine_slope": slope, "residual_norm": norm, "solve_affine traced": traced}
 for _name in PROBLEMS:
     _op, *_form = _name.split()
     CASES[_name] = solving(_name, ANDERSON)
