@@ -13,10 +13,7 @@ import torch
 
 from .library import Library
 
-DTYPES = {
-    "anderson_step": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
-    "solve_affine": (torch.float32, torch.bfloat16, torch.float16),
-}
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _library = Library("_cuda.so", "CUDA")
 find_kernel = _library.find_kernel
@@ -57,8 +54,8 @@ def obstacle(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the state is on {device}"
     if (lack := _library.lacks(op)) is not None:
         return lack
-    if dtype not in DTYPES[op]:
-        return f"the state is {dtype}, not one of {', '.join(str(one).removeprefix('torch.') for one in DTYPES[op])}"
+    if dtype not in DTYPES:
+        return f"the state is {dtype}, not one of {', '.join(str(one).removeprefix('torch.') for one in DTYPES)}"
     return _unfit(device)
 
 

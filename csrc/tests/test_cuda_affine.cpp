@@ -1,6 +1,7 @@
-// The affine solve of CUDA devices, run on the host: the kernel's own text (csrc/cuda/affine_body.h) with a host team
-// in the place of a block, in both shapes of its tile.
-#include "../cuda/affine_body.h"
+// The affine solve of CUDA devices, run on the host: the kernel's own text (csrc/cuda/row_solver.h) with a host team in
+// the place of a block, in every shape of its tile.
+#include "../cuda/affine_cell.h"
+#include "../cuda/row_solver.h"
 #include "affine_case.h"
 #include "host_team.h"
 
@@ -26,28 +27,33 @@ std::vector<Chunk> poisoned(int64_t bytes) {
   return memory;
 }
 
-template <class Shape>
-void run(const AffineProblem<float>& p, const SolveOptions& o, const SolveResult<float>& r,
-         const cuda::AffinePlan& plan) {
-  using Team = HostTeam<Shape::threads>;
-  CHECK(plan.shared_bytes <= 232448 && plan.tile_rows == Shape::rows && plan.threads == Shape::threads, "%ld",
-        long(plan.shared_bytes));
-  int64_t next = 0;
-  for (int64_t block = 0; next < p.rows; ++block) {
-    int64_t share = block + 1 < plan.blocks ? 1 + int64_t(rank_order() % 20) : p.rows;
-    auto shared = poisoned(plan.shared_bytes), scratch = poisoned(plan.block_bytes);
-    const Team team(nullptr);
-    const Queue queue{&next, &share, p.rows};
-    cuda::AffineBody<Shape, Team, Queue> body(p, o, r, plan, team, shared.data(), scratch.data(), queue);
-    body.solve();
-  }
+template <class Cell>
+void on_device(const typename Cell::Problem& p, const SolveOptions& o, const SolveResult<typename Cell::Scalar>& r,
+               bool again) {
+  using T = typename Cell::Scalar;
+  const cuda::DeviceFacts device{again ? 132 : 1, 232448};
+  const cuda::RowPlan plan = cuda::plan_rows<T>(Cell::size(p), o, device);
+  CHECK(plan.shared_bytes <= device.shared_per_block, "%ld", long(plan.shared_bytes));
+  cuda::with_shape<T>(plan, [&](auto shape) {
+    using Shape = decltype(shape);
+    using Team = HostTeam<Shape::threads>;
+    CHECK(plan.tile_rows == Shape::rows && plan.threads == Shape::threads, "%d", plan.tile_rows);
+    int64_t next = 0;
+    for (int64_t block = 0; next < p.rows; ++block) {
+      int64_t share = block + 1 < plan.blocks ? 1 + int64_t(rank_order() % 20) : p.rows;
+      auto shared = poisoned(plan.shared_bytes), scratch = poisoned(plan.block_bytes);
+      const Team team(nullptr);
+      const Queue queue{&next, &share, p.rows};
+      cuda::RowSolver<Cell, cuda::TileProduct<T, Shape, Team>, Team, Queue> solver(p, o, r, plan, team, shared.data(),
+                                                                                   scratch.data(), queue);
+      solver.solve();
+    }
+  });
 }
 
-void on_device(const AffineProblem<float>& p, const SolveOptions& o, const SolveResult<float>& r, bool again) {
-  const cuda::DeviceFacts few{1, 232448}, many{132, 232448};
-  cuda::AffinePlan plan = cuda::plan_affine(p.rows, p.dim, o, again ? many : few);
-  if (plan.tile_rows == cuda::WideTile::rows) return run<cuda::WideTile>(p, o, r, plan);
-  run<cuda::NarrowTile>(p, o, r, plan);
+template <class T>
+void on_device(const AffineProblem<T>& p, const SolveOptions& o, const SolveResult<T>& r, bool again) {
+  on_device<cuda::AffineCell<T>>(p, o, r, again);
 }
 
 SolveOptions options_for(int solver, int history, double rtol) {
@@ -96,6 +102,7 @@ int main() {
   for (int kind = kIdentity; kind < kRelu2; ++kind)
     all_solvers(Case<float>(on_device, 18, 23, kind, kind % 2 == 0, false));
   all_solvers(Case<float>(on_device, 17, 29, kIdentity, true, true));
+  for (int64_t dim : {1, 7, 40}) all_solvers(Case<double>(on_device, 11, dim, kGelu, true, false));
   const Case<float> several_passes(on_device, 18, 530, kTanh, false, false);
   several_passes.check(options_for(kAnderson, 3, 1e-5));
   a_row_with_nan_ends_alone(on_device);
