@@ -77,7 +77,7 @@ AK_HD bool choose(AutoState<S>& a, const AutoRule<S>& rule, int steps, S r2, S p
     case kAutoPicard: {
       const bool aligned = dot * dot > rule.cosine2 * r2 * previous_r2;
       const bool stalled = r2 > S(kAutoStall2) * previous_r2;
-      if (!(bool(int(aligned) | int(stalled)) && auto_watches(steps))) return false;
+      if (!auto_watches(steps) || !(aligned || stalled)) return false;
       a.mode = kAutoAnderson;
       a.since = 0;
       a.picard2 = r2 / previous_r2;

@@ -40,6 +40,9 @@ struct AndersonRow {
   }
 };
 
+template <class T>
+constexpr T kUnknown = T(-1);  // a distance that is not known
+
 constexpr double kRestartFactor2 = 100;  // |g|^2 this far above its lowest: the history misleads
 
 template <class T>
@@ -66,23 +69,43 @@ inline void dots(int64_t ld, const T* const* column, const T* dg, const T* g, Do
   for (int j = 0; j < columns; ++j) out[j] = {double(sum_lanes<T>(a[j])), double(sum_lanes<T>(b[j]))};
 }
 
+// The largest entry, in size, of vectors less those at `from`; of nothing where that is null.
+template <class T>
+class Distance {
+ public:
+  explicit Distance(const T* from) : from_(from) {}
+  void add(int64_t i, Vec<T> x) {
+    if (from_ != nullptr) most_ = VecOps<T>::max(most_, VecOps<T>::abs(x - load(from_ + i)));
+  }
+  T largest() const { return from_ != nullptr ? largest_lane<T>(most_) : kUnknown<T>; }
+
+ private:
+  const T* from_;
+  Vec<T> most_{};
+};
+
 template <class T, int columns>
-inline void subtract_columns(int64_t ld, const T* const* column, const double* weight, T* x) {
+inline T subtract_columns(int64_t ld, const T* const* column, const double* weight, const T* from, T* x) {
   Vec<T> w[columns];
   for (int j = 0; j < columns; ++j) w[j] = broadcast<T>(T(-weight[j]));
+  Distance<T> distance(from);
   for (int64_t i = 0; i < ld; i += kLanes<T>) {
     Vec<T> sum = load(x + i);
 #pragma GCC unroll 4
     for (int j = 0; j < columns; ++j) sum = fma<T>(w[j], load(column[j] + i), sum);
+    distance.add(i, sum);
     store(x + i, sum);
   }
+  return distance.largest();
 }
 
-// anderson_advance for a limit of 1 once primed: gamma = <dG, g> / |dG|^2 in closed form, nothing stored but the
-// last g and h.
+// |dG|^2 and <dG, g> of the newest column.
+struct SecantSums {
+  double square, along;
+};
+
 template <class T>
-void secant_advance(AndersonRow<T>& row, int64_t ld, T damping, double ridge, const T* x, T* f) {
-  const Vec<T> beta = broadcast<T>(damping);
+SecantSums secant_sums(const AndersonRow<T>& row, int64_t ld, const T* x, const T* f) {
   Vec<T> square{}, along{};
   for (int64_t i = 0; i < ld; i += kLanes<T>) {
     const Vec<T> g = load(f + i) - load(x + i);
@@ -90,11 +113,21 @@ void secant_advance(AndersonRow<T>& row, int64_t ld, T damping, double ridge, co
     square = fma<T>(dg, dg, square);
     along = fma<T>(dg, g, along);
   }
-  const double diagonal = double(sum_lanes<T>(square)) * (1 + ridge);
-  double gamma = double(sum_lanes<T>(along)) / diagonal;
+  return {double(sum_lanes<T>(square)), double(sum_lanes<T>(along))};
+}
+
+// anderson_advance for a limit of 1 once primed: gamma = <dG, g> / |dG|^2 in closed form, nothing stored but the
+// last g and h.
+template <class T>
+T secant_advance(AndersonRow<T>& row, int64_t ld, T damping, double ridge, const SecantSums& sums, const T* from,
+                 const T* x, T* f) {
+  const Vec<T> beta = broadcast<T>(damping);
+  const double diagonal = sums.square * (1 + ridge);
+  double gamma = sums.along / diagonal;
   // false for NaN: a residual that did not change, or weights that are noise
   if (!(gamma <= kWeightCap && gamma >= -kWeightCap)) gamma = 0;
   const Vec<T> weight = broadcast<T>(T(-gamma));
+  Distance<T> distance(from);
   for (int64_t i = 0; i < ld; i += kLanes<T>) {
     const Vec<T> xi = load(x + i), fi = load(f + i);
     const Vec<T> g = fi - xi;
@@ -102,8 +135,11 @@ void secant_advance(AndersonRow<T>& row, int64_t ld, T damping, double ridge, co
     const Vec<T> p = h - load(row.previous_h + i);
     store(row.previous_g + i, g);
     store(row.previous_h + i, h);
-    store(f + i, fma<T>(weight, p, h));
+    const Vec<T> next = fma<T>(weight, p, h);
+    distance.add(i, next);
+    store(f + i, next);
   }
+  return distance.largest();
 }
 
 // h and g of a step are kept, h goes to `f`; nothing else is done with them.
@@ -180,7 +216,8 @@ void take_dots(AndersonRow<T>& row, int64_t ld, int history, const int* order, i
 
 // f -= sum_j gamma_j P_j
 template <class T>
-void subtract_all(const AndersonRow<T>& row, int64_t ld, const int* order, const double* gamma, T* f) {
+T subtract_all(const AndersonRow<T>& row, int64_t ld, const int* order, const double* gamma, const T* from, T* f) {
+  T largest = kUnknown<T>;
   for (int first = 0; first < row.used; first += 4) {
     const int count = row.used - first < 4 ? row.used - first : 4;
     const T* column[4];
@@ -189,28 +226,31 @@ void subtract_all(const AndersonRow<T>& row, int64_t ld, const int* order, const
       column[j] = row.p + order[first + j] * ld;
       weight[j] = gamma[order[first + j]];
     }
+    const T* const wanted = first + count == row.used ? from : nullptr;
     switch (count) {
       case 1:
-        subtract_columns<T, 1>(ld, column, weight, f);
+        largest = subtract_columns<T, 1>(ld, column, weight, wanted, f);
         break;
       case 2:
-        subtract_columns<T, 2>(ld, column, weight, f);
+        largest = subtract_columns<T, 2>(ld, column, weight, wanted, f);
         break;
       case 3:
-        subtract_columns<T, 3>(ld, column, weight, f);
+        largest = subtract_columns<T, 3>(ld, column, weight, wanted, f);
         break;
       default:
-        subtract_columns<T, 4>(ld, column, weight, f);
+        largest = subtract_columns<T, 4>(ld, column, weight, wanted, f);
     }
   }
+  return largest;
 }
 
 // In: iterate x and f(x) in `f`. Out: the next iterate in `f`. ld covers the row in whole vectors, padding zero.
-// history: columns there is memory for. jumped: the map is not quite the one of the step before, so that the difference
-// of the two says nothing.
+// history: columns there is memory for. sums: those of a secant step, or null where they are to be made. jumped: the
+// map is not quite the one of the step before, so that the difference of the two says nothing. Returns the largest
+// entry of the next iterate less `from` (or null), in size, or kUnknown.
 template <class T>
-void anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, double ridge, double r2, const T* x,
-                      T* f, bool jumped) {
+T anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, double ridge, double r2,
+                   const SecantSums* sums, const T* from, const T* x, T* f, bool jumped) {
   const bool restart = row.level >= 0 && r2 > kRestartFactor2 * row.level;
   if (restart) row.clear();
   if (row.level < 0 || r2 < row.level) row.level = r2;
@@ -218,10 +258,12 @@ void anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, d
   if (!row.primed || (jumped && (row.limit == 1 || row.used == 0))) {
     plain_advance(row, ld, damping, x, f);
     row.primed = true;
-    return;
+    return kUnknown<T>;
   }
 
-  if (row.limit == 1) return secant_advance<T>(row, ld, damping, ridge, x, f);
+  if (row.limit == 1)
+    return secant_advance<T>(row, ld, damping, ridge, sums != nullptr ? *sums : secant_sums<T>(row, ld, x, f), from, x,
+                             f);
   double rhs[kMaxHistory], gamma[kMaxHistory];
   const int slot = row.next;
   if (jumped)
@@ -236,12 +278,10 @@ void anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, d
   take_dots(row, ld, history, order, jumped ? -1 : slot, rhs);
   const int solved = small_solve<double>(row.gram, history, rhs, order, row.used, ridge, kPivotFloor<T>, gamma);
   if (solved == 0) {
-    const double level = row.level;
     row.used = row.next = 0;
-    row.level = level;
-    return;
+    return kUnknown<T>;
   }
-  subtract_all(row, ld, order, gamma, f);
+  return subtract_all(row, ld, order, gamma, from, f);
 }
 
 }  // namespace ak::AK_ISA

@@ -40,6 +40,7 @@ struct Change {
   uint32_t* units;        // 4 bytes each: of 8 or 16 bits an entry
   const float* diagonal;  // of W, to be multiplied in float32; or null
   float* product;
+  float largest;  // of its entries, in size; negative: not known yet
   float scale;
 };
 
@@ -83,12 +84,16 @@ struct Int8Product {
   Int8Product slice(int index) const { return {start + index * outputs, w_scale, x_scale, outputs}; }
   Int8Product from_row(int first) const { return {start, w_scale, x_scale + first, outputs}; }
 
-  static void take_change(const float* x, float* last, int64_t inputs, Change& change) {
+  static float largest_change(const float* x, const float* last, int64_t inputs) {
     Vec<float> most{};
     for_row<float>(inputs, [&](int64_t i, auto keep) {
       most = VecOps<float>::max(most, VecOps<float>::abs(keep(load(x + i) - load(last + i))));
     });
-    const float largest = largest_lane<float>(most);
+    return largest_lane<float>(most);
+  }
+
+  static void take_change(const float* x, float* last, int64_t inputs, Change& change) {
+    const float largest = change.largest < 0 ? largest_change(x, last, inputs) : change.largest;
     // Below, 127 / largest is not finite; above, neither is a difference: nothing moves, and the residual tells.
     const bool sane = largest > 1e-36f && largest < 1e38f;
     change.scale = sane ? largest / 127.0f : 0.0f;

@@ -217,9 +217,13 @@ class RowProduct {
   // What a row keeps, in T.
   int64_t elements() const { return weights_.narrow == kFull ? 0 : outputs_ + 2 * inputs_; }
 
+  // Of what a row keeps, the x its product stands for; null where all products are in full.
+  const T* stands_for(const T* kept) const { return weights_.narrow == kFull ? nullptr : kept + outputs_; }
+
   // products[i] = W x[i] for n rows, in out[i] or in kept[i]; x[i] null: zero. exact[i]: in full; a row's first
-  // product has to be.
-  void apply(int n, const T* const* x, const bool* exact, T* const* kept, T* const* out, const T** products) const {
+  // product has to be. largest[i]: the largest entry of x[i] - stands_for, in size, or negative; or null.
+  void apply(int n, const T* const* x, const bool* exact, T* const* kept, T* const* out, const T** products,
+             const T* largest = nullptr) const {
     if (weights_.narrow == kFull) {
       for (int i = 0; i < n; ++i) products[i] = out[i];
       return apply_full(n, x, out);
@@ -227,9 +231,9 @@ class RowProduct {
     if constexpr (sizeof(T) == 4) {
       for (int i = 0; i < n; ++i) products[i] = kept[i];
       if (weights_.narrow == kInt8)
-        apply_kept<Int8Product>(n, x, exact, kept, [&](const float* scale) { return weights_.int8(scale); });
+        apply_kept<Int8Product>(n, x, exact, kept, largest, [&](const float* scale) { return weights_.int8(scale); });
       else
-        apply_kept<Bfloat16Product>(n, x, exact, kept, [](const float*) { return Bfloat16Product{}; });
+        apply_kept<Bfloat16Product>(n, x, exact, kept, largest, [](const float*) { return Bfloat16Product{}; });
     }
   }
 
@@ -250,7 +254,8 @@ class RowProduct {
   }
 
   template <class Product, class MakeProduct>
-  void apply_kept(int n, const float* const* x, const bool* exact, float* const* kept, const MakeProduct& make) const {
+  void apply_kept(int n, const float* const* x, const bool* exact, float* const* kept, const float* largest,
+                  const MakeProduct& make) const {
     const float* whole[kMaxTile];
     float* whole_out[kMaxTile];
     const uint32_t* units[kMaxTile];
@@ -267,7 +272,8 @@ class RowProduct {
         whole[wholes] = x[i];
         whole_out[wholes++] = kept[i];
       } else {
-        Change change{reinterpret_cast<uint32_t*>(last + inputs_), weights_.diagonal, kept[i], 0.0f};
+        Change change{reinterpret_cast<uint32_t*>(last + inputs_), weights_.diagonal, kept[i],
+                      largest != nullptr ? largest[i] : -1.0f, 0.0f};
         Product::take_change(x[i], last, weights_.full.inputs, change);
         units[changes] = change.units;
         scale[changes] = change.scale;

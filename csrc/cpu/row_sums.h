@@ -18,7 +18,11 @@ struct RowSums {
     if constexpr (watched) along = fma<T>(g, x - load(previous), along);
   }
   void put(Evaluation<T>& e) const {
-    sum_lanes_of_two<T>(residual, norm, e.r2, e.f2);
+    const Vec<T> both[2] = {residual, norm};
+    T sums[2];
+    sum_lanes_of_each<2>(both, sums);
+    e.r2 = double(sums[0]);
+    e.f2 = double(sums[1]);
     if constexpr (watched) e.dot = double(sum_lanes<T>(along));
   }
 };

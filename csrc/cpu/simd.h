@@ -215,14 +215,35 @@ inline Vec<T> interleave(Vec<T> a, Vec<T> b, std::index_sequence<lane...>) {
   return __builtin_shufflevector(a, b, (from + int(lane) / 2 + (lane % 2 ? kLanes<T> : 0))...);
 }
 
-// sum_lanes of two vectors at once, at little more than the price of one.
-template <class T>
-inline void sum_lanes_of_two(Vec<T> a, Vec<T> b, double& sum_a, double& sum_b) {
-  constexpr std::make_index_sequence<kLanes<T>> each{};
-  const Vec<T> mixed = interleave<T, false>(a, b, each) + interleave<T, true>(a, b, each);
-  const auto both = fold<T, 2, AK_VECTOR_BYTES>(mixed, [](auto x, auto y) { return x + y; });
-  sum_a = double(both[0]);
-  sum_b = double(both[1]);
+// The lanes of n vectors, n a power of two, joined by `op` to one each, in the order of fold; for little more than the
+// price of one.
+template <int n, class T, class Op>
+inline void fold_each(const Vec<T>* v, T* out, const Op& op) {
+  if constexpr (n > kLanes<T>) {
+    fold_each<n / 2>(v, out, op);
+    fold_each<n / 2>(v + n / 2, out + n / 2, op);
+  } else {
+    constexpr std::make_index_sequence<kLanes<T>> each{};
+    Vec<T> rest[n];
+    for (int i = 0; i < n; ++i) rest[i] = v[i];
+    for (int left = n / 2; left > 0; left /= 2)
+      for (int i = 0; i < left; ++i)
+        rest[i] =
+            op(interleave<T, false>(rest[i], rest[i + left], each), interleave<T, true>(rest[i], rest[i + left], each));
+    const auto last = fold<T, n, AK_VECTOR_BYTES>(rest[0], op);
+    std::memcpy(out, &last, sizeof last);
+  }
+}
+
+template <int n, class T>
+inline void sum_lanes_of_each(const Vec<T>* v, T* out) {
+  fold_each<n>(v, out, [](auto a, auto b) { return a + b; });
+}
+
+// No lane NaN.
+template <int n, class T>
+inline void largest_lane_of_each(const Vec<T>* v, T* out) {
+  fold_each<n>(v, out, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // A square of kLanes vectors transposed.

@@ -5,91 +5,149 @@
 namespace ak::AK_ISA {
 namespace {
 
+// What all rows share. A row's constants are u and, from `ld` on, its scale.
 template <class T>
-struct AffineOperands {
-  const T* x;
-  const T* product;  // x W^T; may be f
-  T* f;
-  const T* u;
-  const T* scale;
+struct AffineRows {
   const T* leak;
-  const T* previous;
-  int64_t dim;
+  int64_t ld, dim;
   int64_t first_relu;  // partial_relu
 };
 
-template <class T, int kind, bool leaky, bool scaled, bool watched>
-inline void affine_row(const AffineOperands<T>& operands, double& r2, double& f2, double& dot) {
+enum Watch { kUnwatched, kDirection, kSecant };
+
+// The row passes of a few rows, whose lanes are added together.
+constexpr int kGroup = 4;
+
+// The sums of a group, before their lanes are added.
+template <class T>
+struct LaneSums {
+  Vec<T> residual_and_norm[2 * kGroup], along[kGroup], square[kGroup], change[kGroup];
+
+  void set(int r, Vec<T> residual, Vec<T> norm) {
+    residual_and_norm[r] = residual;
+    residual_and_norm[kGroup + r] = norm;
+  }
+};
+
+template <class T, int kind, bool leaky, bool scaled, bool narrow, Watch watch>
+inline void affine_row(const AffineRows<T>& all, const T* product, const Evaluation<T>& e, int r, LaneSums<T>& out) {
   using Math = Activations<VecOps<T>>;
   constexpr int lanes = kLanes<T>;
-  const AffineOperands<T> o = operands;  // stores to f cannot change a local copy
-  Vec<T> residual{}, norm{}, along{};
+  // Locals, which stores to f cannot change.
+  const T *const x_row = e.x, *const u = e.constants, *const scale = u + all.ld, *const leak = all.leak;
+  const T *const before = watch == kSecant ? e.previous_g : e.previous, *const stands_for = e.stands_for;
+  T* const f_row = e.f;
+  const int64_t dim = all.dim, first_relu = all.first_relu;
+  Vec<T> residual{}, norm{}, along{}, square{}, change{};
   const auto one = [&](int64_t i, bool last) {
-    const Vec<T> x = load(o.x + i);
-    const Vec<T> a = load(o.product + i) + load(o.u + i);
+    const Vec<T> x = load(x_row + i);
+    const Vec<T> a = load(product + i) + load(u + i);
     Vec<T> f;
     if constexpr (kind == kPartialRelu) {
-      f = i >= o.first_relu ? Math::relu(a) : a;
-      if (i < o.first_relu && i + lanes > o.first_relu)
+      f = i >= first_relu ? Math::relu(a) : a;
+      if (i < first_relu && i + lanes > first_relu)
         for (int l = 0; l < lanes; ++l)
-          if (i + l >= o.first_relu) f[l] = a[l] > T(0) || a[l] != a[l] ? a[l] : T(0);
+          if (i + l >= first_relu) f[l] = a[l] > T(0) || a[l] != a[l] ? a[l] : T(0);
     } else {
       f = Math::template apply<kind>(a);
     }
-    if constexpr (scaled) f = f * load(o.scale + i);
-    if constexpr (leaky) f = fma<T>(load(o.leak + i), x, f);
-    if (last) f = load_first<T>(reinterpret_cast<const T*>(&f), int(o.dim - i));
+    if constexpr (scaled) f = f * load(scale + i);
+    if constexpr (leaky) f = fma<T>(load(leak + i), x, f);
+    if (last) f = load_first<T>(reinterpret_cast<const T*>(&f), int(dim - i));
     const Vec<T> g = f - x;
     residual = fma<T>(g, g, residual);
     norm = fma<T>(f, f, norm);
-    if constexpr (watched) along = fma<T>(g, x - load(o.previous + i), along);
-    store(o.f + i, f);
+    if constexpr (watch == kDirection) along = fma<T>(g, x - load(before + i), along);
+    if constexpr (watch == kSecant) {
+      const Vec<T> dg = g - load(before + i);
+      square = fma<T>(dg, dg, square);
+      along = fma<T>(dg, g, along);
+    }
+    if constexpr (narrow) change = VecOps<T>::max(change, VecOps<T>::abs(f - load(stands_for + i)));
+    store(f_row + i, f);
   };
   int64_t i = 0;
-  for (; i + lanes <= o.dim; i += lanes) one(i, false);
-  if (i < o.dim) one(i, true);
-  sum_lanes_of_two<T>(residual, norm, r2, f2);
-  if constexpr (watched) dot = double(sum_lanes<T>(along));
+  for (; i + lanes <= dim; i += lanes) one(i, false);
+  if (i < dim) one(i, true);
+  out.set(r, residual, norm);
+  out.along[r] = along;
+  if constexpr (watch == kSecant) out.square[r] = square;
+  if constexpr (narrow) out.change[r] = change;
+}
+
+template <class T, int kind, bool leaky, bool scaled, bool narrow>
+void affine_rows(const AffineRows<T>& all, int n, const T* const* products, Evaluation<T>* rows) {
+  LaneSums<T> lanes;
+  bool watched = false, secant = false;
+  for (int r = 0; r < n; ++r) {
+    const Evaluation<T>& e = rows[r];
+    if (e.previous_g != nullptr) {
+      affine_row<T, kind, leaky, scaled, narrow, kSecant>(all, products[r], e, r, lanes);
+      secant = true;
+    } else if (e.previous != nullptr) {
+      affine_row<T, kind, leaky, scaled, narrow, kDirection>(all, products[r], e, r, lanes);
+      watched = true;
+    } else {
+      affine_row<T, kind, leaky, scaled, narrow, kUnwatched>(all, products[r], e, r, lanes);
+    }
+  }
+  T sums[2 * kGroup], along[kGroup], square[kGroup], change[kGroup];
+  sum_lanes_of_each<2 * kGroup>(lanes.residual_and_norm, sums);
+  if (watched || secant) sum_lanes_of_each<kGroup>(lanes.along, along);
+  if (secant) sum_lanes_of_each<kGroup>(lanes.square, square);
+  if constexpr (narrow) largest_lane_of_each<kGroup>(lanes.change, change);
+  for (int r = 0; r < n; ++r) {
+    Evaluation<T>& e = rows[r];
+    e.r2 = double(sums[r]);
+    e.f2 = double(sums[kGroup + r]);
+    if (watched) e.dot = double(along[r]);
+    if (e.previous_g != nullptr) {
+      e.secant_known = true;
+      e.secant = {double(square[r]), double(along[r])};
+    }
+    if constexpr (narrow) e.change = change[r];
+  }
 }
 
 template <class T>
-using RowFunction = void (*)(const AffineOperands<T>&, double&, double&, double&);
+using RowFunction = void (*)(const AffineRows<T>&, int n, const T* const* products, Evaluation<T>*);
 
 template <class T, int kind, bool leaky, bool scaled>
-RowFunction<T> watched_or_not(bool watched) {
-  return watched ? affine_row<T, kind, leaky, scaled, true> : affine_row<T, kind, leaky, scaled, false>;
+RowFunction<T> narrow_or_not(bool narrow) {
+  if constexpr (sizeof(T) == 4)
+    if (narrow) return affine_rows<T, kind, leaky, scaled, true>;
+  return affine_rows<T, kind, leaky, scaled, false>;
 }
 
 template <class T, int kind>
-RowFunction<T> leaky_or_not(bool leaky, bool watched) {
-  return leaky ? watched_or_not<T, kind, true, false>(watched) : watched_or_not<T, kind, false, false>(watched);
+RowFunction<T> leaky_or_not(bool leaky, bool narrow) {
+  return leaky ? narrow_or_not<T, kind, true, false>(narrow) : narrow_or_not<T, kind, false, false>(narrow);
 }
 
 template <class T>
-RowFunction<T> row_function(const AffineProblem<T>& p, bool watched) {
+RowFunction<T> row_function(const AffineProblem<T>& p, bool narrow) {
   const bool leaky = p.leak != nullptr;
   if (p.scale != nullptr)
-    return leaky ? watched_or_not<T, kIdentity, true, true>(watched)
-                 : watched_or_not<T, kIdentity, false, true>(watched);
+    return leaky ? narrow_or_not<T, kIdentity, true, true>(narrow) : narrow_or_not<T, kIdentity, false, true>(narrow);
   switch (p.activation) {
     case kTanh:
-      return leaky_or_not<T, kTanh>(leaky, watched);
+      return leaky_or_not<T, kTanh>(leaky, narrow);
     case kRelu:
-      return leaky_or_not<T, kRelu>(leaky, watched);
+      return leaky_or_not<T, kRelu>(leaky, narrow);
     case kSigmoid:
-      return leaky_or_not<T, kSigmoid>(leaky, watched);
+      return leaky_or_not<T, kSigmoid>(leaky, narrow);
     case kSoftplus:
-      return leaky_or_not<T, kSoftplus>(leaky, watched);
+      return leaky_or_not<T, kSoftplus>(leaky, narrow);
     case kGelu:
-      return leaky_or_not<T, kGelu>(leaky, watched);
+      return leaky_or_not<T, kGelu>(leaky, narrow);
     case kPartialRelu:
-      return leaky_or_not<T, kPartialRelu>(leaky, watched);
+      return leaky_or_not<T, kPartialRelu>(leaky, narrow);
     case kSilu:
-      return leaky_or_not<T, kSilu>(leaky, watched);
+      return leaky_or_not<T, kSilu>(leaky, narrow);
     case kRelu2:
-      return leaky_or_not<T, kRelu2>(leaky, watched);
+      return leaky_or_not<T, kRelu2>(leaky, narrow);
     default:
-      return leaky_or_not<T, kIdentity>(leaky, watched);
+      return leaky_or_not<T, kIdentity>(leaky, narrow);
   }
 }
 
@@ -101,47 +159,43 @@ class AffineMap {
       : problem_(problem),
         refresh2_(weight.refresh2()),
         product_(weight),
-        leak_(leak.full.data),
-        ld_(round_up(problem.dim, kLanes<T>)),
-        kept_at_(ld_ * (problem.scale != nullptr ? 2 : 1)),
-        plain_(row_function(problem, false)),
-        watched_(row_function(problem, true)) {}
+        all_{leak.full.data, round_up(problem.dim, kLanes<T>), problem.dim, problem.dim - problem.pieces},
+        kept_at_(all_.ld * (problem.scale != nullptr ? 2 : 1)),
+        rows_pass_(row_function(problem, weight.narrow == kInt8)) {}
 
   int64_t slot_elements() const { return kept_at_ + product_.elements(); }
   double refresh2() const { return refresh2_; }
 
   void load(T* constants, int64_t row) {
-    copy_padded(constants, problem_.u + row * problem_.dim, problem_.dim, ld_);
-    if (problem_.scale != nullptr) copy_padded(constants + ld_, problem_.scale + row * problem_.dim, problem_.dim, ld_);
+    const int64_t dim = all_.dim, ld = all_.ld;
+    copy_padded(constants, problem_.u + row * dim, dim, ld);
+    if (problem_.scale != nullptr) copy_padded(constants + ld, problem_.scale + row * dim, dim, ld);
   }
 
   void evaluate(int n, Evaluation<T>* rows) {
     const T *x[kMaxTile], *products[kMaxTile];
-    T *kept[kMaxTile], *f[kMaxTile];
+    T *kept[kMaxTile], *f[kMaxTile], change[kMaxTile];
     bool exact[kMaxTile];
     for (int i = 0; i < n; ++i) {
       x[i] = rows[i].zero ? nullptr : rows[i].x;
       kept[i] = rows[i].constants + kept_at_;
       f[i] = rows[i].f;
       exact[i] = rows[i].exact;
+      change[i] = rows[i].change;
+      rows[i].stands_for = product_.stands_for(kept[i]);
     }
-    product_.apply(n, x, exact, kept, f, products);
-    for (int i = 0; i < n; ++i) {
-      Evaluation<T>& e = rows[i];
-      const AffineOperands<T> operands{e.x,         products[i],       e.f,
-                                       e.constants, e.constants + ld_, leak_,
-                                       e.previous,  problem_.dim,      problem_.dim - problem_.pieces};
-      (e.previous != nullptr ? watched_ : plain_)(operands, e.r2, e.f2, e.dot);
-    }
+    product_.apply(n, x, exact, kept, f, products, change);
+    for (int first = 0; first < n; first += kGroup)
+      rows_pass_(all_, n - first < kGroup ? n - first : kGroup, products + first, rows + first);
   }
 
  private:
   const AffineProblem<T>& problem_;
   const double refresh2_;
   const RowProduct<T> product_;
-  const T* const leak_;  // padded; unused without leak
-  const int64_t ld_, kept_at_;
-  const RowFunction<T> plain_, watched_;
+  const AffineRows<T> all_;
+  const int64_t kept_at_;
+  const RowFunction<T> rows_pass_;
 };
 
 template <class T>

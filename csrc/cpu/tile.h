@@ -26,12 +26,18 @@ template <class T>
 struct Evaluation {
   const T* x;
   T* f;
-  T* constants;       // what Map::load put there
-  const T* previous;  // x of the step before, where Auto wants <g_k, g_{k-1}>; else null
-  bool zero;          // x is known to be all zeros
-  bool exact;         // in full precision, even where the map may do less
-  double r2, f2;      // out: |f - x|^2, |f|^2
-  double dot;         // out, with previous: <f - x, x - previous>
+  T* constants;         // what Map::load put there
+  const T* previous;    // x of the step before, where Auto wants <g_k, g_{k-1}>; else null
+  const T* previous_g;  // g = f - x of the step before, where a secant step may follow; else null
+  bool zero;            // x is known to be all zeros
+  bool exact;           // in full precision, even where the map may do less
+  T change;             // in: the largest entry of x less what its product stands for, in size, or negative where that
+                        // is not known; out: the same of f
+  const T* stands_for;  // out: that x; null where the map takes no products of changes
+  bool secant_known;    // out: a map may leave the sums of a secant step to others
+  SecantSums secant;    // out, with previous_g
+  double r2, f2;        // out: |f - x|^2, |f|^2
+  double dot;           // out, with previous: <f - x, x - previous>
 };
 
 // precision="mixed": most products are of changes in few bits (csrc/cpu/narrow.h), so what is solved is a nearby map,
@@ -60,6 +66,9 @@ struct Precision {
   static constexpr double kLeastGain2 = 0.25;
 };
 
+// Picard steps bear a nearby map for longer: Anderson would fit its history to it.
+constexpr double kPlainRefresh2 = 0.25;
+
 template <class T>
 struct Slot {
   int64_t row;
@@ -69,6 +78,7 @@ struct Slot {
   int accelerated;                      // Anderson steps so far
   bool zero;
   bool confirm;    // the last evaluation would have ended the row, but not in full: once more
+  bool last;       // the next evaluation is expected to end the row
   bool best_full;  // the residual of the best iterate was measured in full
   Status ending;   // kRunning, or how the row ends once its best iterate was measured in full
   Precision precision;
@@ -119,13 +129,19 @@ class Tile {
       ++active;
     }
     Evaluation<T> evaluation[kMaxTile];
+    for (int i = 0; i < active; ++i) request(*running[i], kUnknown<T>, evaluation[i]);
     while (active > 0) {
-      for (int i = 0; i < active; ++i) evaluation[i] = request(*running[i]);
       map_.evaluate(active, evaluation);
       for (int i = active - 1; i >= 0; --i) {
         Slot<T>& slot = *running[i];
-        if (advance(slot, evaluation[i]) || refill(slot, queue)) continue;
-        running[i] = running[--active];
+        Evaluation<T>& e = evaluation[i];
+        T change = kUnknown<T>;
+        if (advance(slot, e, change) || refill(slot, queue)) {
+          request(slot, change, e);
+        } else {
+          running[i] = running[--active];
+          e = evaluation[active];
+        }
       }
     }
   }
@@ -163,7 +179,7 @@ class Tile {
     slot.target = 1;
     slot.best = slot.previous = -1;
     slot.accelerated = 0;
-    slot.confirm = slot.best_full = false;
+    slot.confirm = slot.last = slot.best_full = false;
     slot.ending = kRunning;
     slot.precision = {};
     slot.progress = {};
@@ -188,38 +204,50 @@ class Tile {
                                                                                              : nullptr;
   }
 
-  Evaluation<T> request(const Slot<T>& slot) const {
-    return {slot.x[slot.current],
-            slot.x[slot.target],
-            slot.constants,
-            before(slot),
-            slot.zero && slot.progress.steps == 0,
-            full(slot),
-            0,
-            0,
-            0};
+  // g of the step before, where an Anderson step with one column would need it.
+  const T* before_g(const Slot<T>& slot) const {
+    const AndersonRow<T>& row = slot.anderson;
+    return row.primed && row.limit == 1 && accelerating(slot) ? row.previous_g : nullptr;
+  }
+  bool accelerating(const Slot<T>& slot) const {
+    return options_.solver == kAuto ? auto_accelerating(slot.choice.mode) : options_.solver == kAnderson;
+  }
+
+  void request(const Slot<T>& slot, T change, Evaluation<T>& e) const {
+    e.x = slot.x[slot.current];
+    e.f = slot.x[slot.target];
+    e.constants = slot.constants;
+    e.previous = before(slot);
+    e.previous_g = before_g(slot);
+    e.zero = slot.zero && slot.progress.steps == 0;
+    e.exact = full(slot);
+    e.change = change;
+    e.stands_for = nullptr;
+    e.secant_known = false;
   }
 
   bool full(const Slot<T>& slot) const {
     const int steps = slot.progress.steps;
-    return refresh2_ == 0 || slot.confirm || slot.precision.refresh || slot.precision.always_full || steps == 0 ||
+    return refresh2_ == 0 || slot.confirm || slot.last || slot.precision.refresh || slot.precision.always_full || steps == 0 ||
            steps + 1 >= options_.max_steps || slot.ending != kRunning;
   }
 
-  // Takes in one evaluation; false when the row is done (and written out).
-  bool advance(Slot<T>& slot, const Evaluation<T>& e) {
+  // Takes in one evaluation; false when the row is done (and written out). change: where the next iterate's, as
+  // Evaluation has it, goes if it is known.
+  bool advance(Slot<T>& slot, const Evaluation<T>& e, T& change) {
     if (slot.ending != kRunning) return end_at(slot, slot.ending, slot.current, slot.progress.best_step, e.r2, e.f2);
-    const bool jumped = refresh2_ > 0 && slot.precision.observe(e.exact, e.r2, e.f2, refresh2_);
-    const Progress<double> before = slot.progress;
-    const Judgement<double> verdict = judge(slot.progress, e.r2, e.f2, rule_);
+    const double refresh2 = accelerating(slot) ? refresh2_ : kPlainRefresh2 * refresh2_;
+    const bool jumped = refresh2_ > 0 && slot.precision.observe(e.exact, e.r2, e.f2, refresh2);
+    Progress<double> progress = slot.progress;
+    const Judgement<double> verdict = judge(progress, e.r2, e.f2, rule_);
     if (result_.trace != nullptr)
-      result_.trace[int64_t(slot.progress.steps - 1) * rows_ + slot.row] = float(relative_residual(e.r2, e.f2));
+      result_.trace[int64_t(progress.steps - 1) * rows_ + slot.row] = float(relative_residual(e.r2, e.f2));
     slot.confirm = !e.exact && (verdict.status == kConverged || verdict.status == kStagnated);
     if (slot.confirm) {
-      slot.progress = before;
-      slot.progress.steps += 1;
+      slot.progress.steps = progress.steps;
       return true;
     }
+    slot.progress = progress;
     if (verdict.new_best) {
       slot.best = slot.current;
       slot.best_full = e.exact;
@@ -228,13 +256,19 @@ class Tile {
     T* const f = slot.x[slot.target];
     const T damping = T(options_.damping);
     if (accelerates(slot, e)) {
-      anderson_advance<T>(slot.anderson, used_ld_, shape_.history, damping, options_.ridge, e.r2, e.x, f, jumped);
-    } else if (damping != T(1)) {
+      change = anderson_advance<T>(slot.anderson, used_ld_, shape_.history, damping, options_.ridge, e.r2,
+                                   e.secant_known ? &e.secant : nullptr, e.stands_for, e.x, f, jumped);
+    } else if (damping == T(1)) {
+      change = e.change;
+    } else {
       for (int64_t i = 0; i < used_ld_; i += kLanes<T>) {
         const Vec<T> x = load(e.x + i);
         store(f + i, fma<T>(broadcast<T>(damping), load(f + i) - x, x));
       }
     }
+    // Picard steps contract evenly, so the one that will end the row is known beforehand.
+    if (refresh2_ > 0 && slot.previous_r2 > 0)
+      slot.last = !accelerating(slot) && within_tolerance(e.r2 / slot.previous_r2 * e.r2, e.f2, rule_);
     slot.previous_r2 = e.r2;
     turn_buffers(slot);
     return true;
