@@ -161,14 +161,10 @@ inline void for_panels(int panels, int threads, const Executor& executor, const 
   run_tasks(executor, tasks, share);
 }
 
-// Packs W, just packed in full, in as few bits as it bears.
-inline void pack_narrow(Weights<float>& w, int threads, const Executor& executor) {
+// W in as few bits as it bears: what was packed first, W without its diagonal, bfloat16, or none.
+inline void settle_narrow(Weights<float>& w, float* diagonal, int threads, const Executor& executor) {
   const int panels = w.full.panels();
   if (w.narrow == kInt8) {
-    float* const diagonal = w.diagonal;
-    w.diagonal = nullptr;
-    set_units<Int8Product>(w);
-    for_panels(panels, threads, executor, [&](int p) { narrow_panel<Int8Product>(w, p); });
     if (close_enough(w, kGoodError)) return;
     if (w.full.outputs == w.full.inputs) {
       w.diagonal = diagonal;
@@ -177,21 +173,33 @@ inline void pack_narrow(Weights<float>& w, int threads, const Executor& executor
     if (close_enough(w, Int8Product::kMostError)) return;
     w.diagonal = nullptr;
     w.narrow = AK_HAS_BFLOAT16 ? kBfloat16 : kFull;
-  }
-  if (w.narrow == kBfloat16) {
+    if (w.narrow == kFull) return;
     set_units<Bfloat16Product>(w);
     for_panels(panels, threads, executor, [&](int p) { narrow_panel<Bfloat16Product>(w, p); });
-    if (!close_enough(w, Bfloat16Product::kMostError)) w.narrow = kFull;
   }
+  if (!close_enough(w, Bfloat16Product::kMostError)) w.narrow = kFull;
 }
 
 template <class T>
 inline void pack_one(const PackRequest<T>& request, int threads, const Executor& executor) {
+  constexpr int64_t kWorthThreads = 1 << 16;  // entries; fewer are packed before a thread has started
   Weights<T>& w = *request.to;
-  for_panels(w.full.panels(), threads, executor, [&](int p) { pack_panel(request.from, w.full, p); });
+  if (request.from.outputs * request.from.inputs < kWorthThreads) threads = 1;
   if constexpr (sizeof(T) == 4) {
-    if (w.narrow != kFull) pack_narrow(w, threads, executor);
+    if (w.narrow != kFull) {
+      // A panel is packed in few bits while it is in the cache.
+      float* const diagonal = w.diagonal;
+      w.diagonal = nullptr;
+      const bool int8 = w.narrow == kInt8;
+      int8 ? set_units<Int8Product>(w) : set_units<Bfloat16Product>(w);
+      for_panels(w.full.panels(), threads, executor, [&](int p) {
+        pack_panel(request.from, w.full, p);
+        int8 ? narrow_panel<Int8Product>(w, p) : narrow_panel<Bfloat16Product>(w, p);
+      });
+      return settle_narrow(w, diagonal, threads, executor);
+    }
   }
+  for_panels(w.full.panels(), threads, executor, [&](int p) { pack_panel(request.from, w.full, p); });
 }
 
 // Packs the matrices one after another into the calling thread's packed scratch.
