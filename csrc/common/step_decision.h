@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "auto_choice.h"
+#include "mixed_precision.h"
 #include "small_solve.h"
 
 namespace ak {
@@ -49,6 +50,13 @@ struct StepState {
   bool overflowed;  // a group's combination is not finite
 };
 
+// Of a problem whose map is evaluated in mixed precision.
+struct MixedStep {
+  Precision precision;
+  uint64_t apart;  // by slot of the ring: the difference is between two maps and says nothing about either
+  bool full;       // this step's evaluation
+};
+
 struct StepRules {
   StopRule<double> rule;
   int solver;  // 0 Picard, 1 Anderson, 2 Auto
@@ -87,11 +95,16 @@ AK_HD bool step_keeps_history(const StepState& s, const StepRules& r) {
 }
 
 template <class Result>
-AK_HD void finish_step(StepState& s, Result& result, const StepRules& rules, Status status, double r2, double f2) {
+AK_HD void finish_step(StepState& s, Result& result, const StepRules& rules, Status status, double r2, double f2,
+                       MixedStep* mixed) {
   const bool failed = status == kDiverged || status == kNonfinite;
   const bool best = (failed || rules.keep_best) && s.progress.best_f2 >= 0;
   const bool best_is_current = s.progress.best_step == s.progress.steps;
   s.write = !best || best_is_current ? kWriteCurrent : s.best_saved ? kWriteBest : kWriteNothing;
+  if (mixed != nullptr && best && !mixed->precision.best_full) {
+    mixed->precision.ending = status;
+    return;
+  }
   s.phase = kStepEnded;
   result.status = double(status);
   result.steps = double(best ? s.progress.best_step : s.progress.steps);
@@ -108,27 +121,45 @@ AK_HD void begin_step(StepState& s, double r2) {
 }
 
 // r2, f2: |g|^2 and |f|^2; along: <g, d>, d the difference to the residual before (where the first sweep formed it).
+// mixed: null where all evaluations are in full; where it says `confirm` after the decision, the problem stays at z.
 // Returns the relative residual of this step, or a negative number where the problem had ended before it.
 template <class Result>
-AK_HD double decide_step(StepState& s, Result& result, const StepRules& rules, double r2, double f2, double along) {
+AK_HD double decide_step(StepState& s, Result& result, const StepRules& rules, double r2, double f2, double along,
+                         MixedStep* mixed = nullptr) {
   s.save_best = s.enter = s.clear = s.solve = s.overflowed = false;
   if (s.phase >= kStepEnded) {
     s.write = s.phase == kStepEnded ? kWriteCurrent : kWriteNothing;
     s.phase = kStepSettled;
     return -1;
   }
+  if (mixed != nullptr && mixed->precision.ending != kRunning) {
+    s.write = kWriteCurrent;
+    s.phase = kStepEnded;
+    result.status = double(mixed->precision.ending);
+    result.steps = double(s.progress.best_step);
+    result.residual = relative_residual(r2, f2);
+    return -1;
+  }
   const bool first = s.phase == kStepFresh;
   if (first) begin_step(s, r2);
   const bool best_was_last = !first && !s.best_saved;
+  const bool jumped = mixed != nullptr && mixed->precision.observe(mixed->full, r2, f2, kBfloat16Refresh2);
+  const Progress<double> before = s.progress;
   const Judgement<double> verdict = judge(s.progress, r2, f2, rules.rule);
   const double relative = relative_residual(r2, f2);
+  if (mixed != nullptr && mixed->precision.hold(verdict)) {
+    s.progress = before;
+    s.progress.steps += 1;
+    s.write = kWriteNothing;
+    return relative;
+  }
   s.save_best = best_was_last && !verdict.new_best && verdict.status == kRunning;
   s.best_saved = !verdict.new_best && (s.best_saved || s.save_best);
   result.status = double(kRunning);
   result.steps = double(s.progress.steps);
   result.residual = relative;
   if (verdict.status != kRunning) {
-    finish_step(s, result, rules, verdict.status, r2, f2);
+    finish_step(s, result, rules, verdict.status, r2, f2, mixed);
     return relative;
   }
 
@@ -152,6 +183,10 @@ AK_HD double decide_step(StepState& s, Result& result, const StepRules& rules, d
   const bool has_before = s.newest >= 0 || s.enter;
   s.write = kWriteAnderson;
   s.newest = s.newest < 0 ? int(has_before) : next_ring_slot(s.newest, rules.slots);
+  if (mixed != nullptr) {
+    const uint64_t slot = uint64_t(1) << s.newest;
+    mixed->apart = jumped ? mixed->apart | slot : mixed->apart & ~slot;
+  }
   s.solve = has_before && !restart;
   s.clear = s.clear || !s.solve;
   return relative;

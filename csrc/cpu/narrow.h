@@ -2,9 +2,10 @@
 //
 // d is rounded to a multiple of its own largest entry / 127 (or to bfloat16), and what rounding leaves behind stays
 // in the next d: `last` is the x that a stands for, so that a errs by the rounding of W alone, in proportion to the
-// distance from where it was last computed in full. csrc/cpu/tile.h decides when that is.
+// distance from where it was last computed in full. csrc/common/mixed_precision.h decides when that is.
 #pragma once
 
+#include "../common/mixed_precision.h"
 #include "gemm.h"
 
 // Integer products are four times as fast as float32's, bfloat16's twice.
@@ -164,7 +165,7 @@ struct Bfloat16Product {
   using Sum = Vec<float>;
   static constexpr bool kAdds = true;
   static constexpr int kPerUnit = 2;
-  static constexpr double kRefresh2 = 1e-4;
+  static constexpr double kRefresh2 = kBfloat16Refresh2;
   static constexpr double kMostError = 0.02;
 
   template <bool>

@@ -204,7 +204,7 @@ void solve(const AffineProblem<T>& problem, const SolveOptions& options, const S
   const double products = double(problem.dim) * double(problem.dim);
   const int threads = threads_for(problem.rows, products, executor.threads);
   Weights<T> weight, leak;
-  const PackRequest<T> requests[] = {{problem.weight, &weight, narrow_allowed(options)},
+  const PackRequest<T> requests[] = {{problem.weight, &weight, mixed_allowed(options)},
                                      {vector_view(problem.leak, problem.dim), &leak}};
   pack(requests, problem.leak != nullptr ? 2 : 1, threads, executor);
   const CellCost cost{products * weight.share(), double(problem.dim)};

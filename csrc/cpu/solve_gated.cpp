@@ -172,7 +172,7 @@ void solve_packed(const Problem& problem, const Matrix<T>& matrix, const T* star
   CellCost cost{2 * dim * dim, activations * dim};
   const int threads = threads_for_cell(problem.rows, cost, executor.threads);
   Weights<T> weight;
-  const PackRequest<T> request{matrix, &weight, narrow_allowed(options)};
+  const PackRequest<T> request{matrix, &weight, mixed_allowed(options)};
   pack(&request, 1, threads, executor);
   cost.products *= weight.share();
   solve_rows<T>(problem.rows, problem.dim, cost, options, start, result, threads, executor,

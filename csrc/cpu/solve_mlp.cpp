@@ -186,7 +186,7 @@ void solve(const MlpProblem<T>& problem, const SolveOptions& options, const Solv
   PackedMlp<T> packed;
   const T* const second = gated && problem.b1 != nullptr ? problem.b1 + hidden : nullptr;
   const PackRequest<T> requests[] = {
-      {problem.w1, &packed.w1, narrow_allowed(options)}, {problem.w2, &packed.w2, narrow_allowed(options)},
+      {problem.w1, &packed.w1, mixed_allowed(options)},  {problem.w2, &packed.w2, mixed_allowed(options)},
       {row_or_zeros(problem.leak, dim), &packed.leak},   {row_or_zeros(problem.b2, dim), &packed.b2},
       {row_or_zeros(problem.b1, hidden), &packed.b1[0]}, {row_or_zeros(second, hidden), &packed.b1[1]},
   };

@@ -223,8 +223,8 @@ void solve(const MlpLinearProblem<T>& problem, const SolveOptions& options, cons
   const int threads = threads_for_cell(problem.rows, cost, executor.threads);
   PackedMlpLinear<T> packed;
   const PackRequest<T> requests[] = {
-      {problem.adjoint ? transposed(problem.w2) : problem.w1, &packed.first, narrow_allowed(options)},
-      {problem.adjoint ? transposed(problem.w1) : problem.w2, &packed.second, narrow_allowed(options)},
+      {problem.adjoint ? transposed(problem.w2) : problem.w1, &packed.first, mixed_allowed(options)},
+      {problem.adjoint ? transposed(problem.w1) : problem.w2, &packed.second, mixed_allowed(options)},
       {row_or_zeros(problem.leak, dim), &packed.leak},
   };
   pack(requests, 3, threads, executor);

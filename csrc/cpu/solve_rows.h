@@ -72,9 +72,6 @@ inline int threads_for(int64_t rows, double products_per_row, int available) {
   return threads < 1 ? 1 : threads;
 }
 
-// "best" compares residuals of different steps, which in mixed precision are not of one kind.
-inline bool narrow_allowed(const SolveOptions& options) { return options.mixed && !options.keep_best; }
-
 // make_map(): a Map for one thread.
 template <class T, class MakeMap>
 inline void solve_rows(int64_t rows, int64_t dim, const CellCost& cost, const SolveOptions& options, const T* z0,

@@ -7,7 +7,7 @@
 // A Map is a cell's fused evaluation:
 //   static/ctor data shared by all threads (packed weights), and per thread
 //   int64_t slot_elements()                    row constants a slot holds (u, ...)
-//   double refresh2()                          see Precision; 0 where every product is in full
+//   double refresh2()                          Precision::observe; 0 where every product is in full
 //   void load(T* constants, int64_t row)
 //   void evaluate(int n, const Evaluation<T>*) f of n rows and the sums the stopping rule needs
 #pragma once
@@ -16,6 +16,7 @@
 #include <new>
 
 #include "../common/auto_choice.h"
+#include "../common/mixed_precision.h"
 #include "anderson_row.h"
 #include "gemm.h"
 #include "kernels.h"
@@ -40,35 +41,6 @@ struct Evaluation {
   double dot;           // out, with previous: <f - x, x - previous>
 };
 
-// precision="mixed": most products are of changes in few bits (csrc/cpu/narrow.h), so what is solved is a nearby map,
-// moved onto the true one by a product in full whenever the residual has fallen by refresh2 (squared) since the last.
-// Where that turns out to have gained nothing, the row goes on in full. Nothing ends a row but a full evaluation.
-struct Precision {
-  double level2 = 0;  // squared relative residual at the last full evaluation
-  bool refresh = false;
-  bool always_full = false;
-  bool was_full = true;  // the last evaluation
-
-  // Takes in an evaluation; true where the map is not quite the one of the evaluation before.
-  bool observe(bool full, double r2, double f2, double refresh2) {
-    const double now2 = f2 > 0 ? r2 / f2 : 0;
-    const bool jumped = full && !was_full;
-    if (full) {
-      always_full = always_full || (refresh && now2 > kLeastGain2 * level2);
-      level2 = now2;
-    }
-    refresh = !full && now2 < refresh2 * level2;
-    was_full = full;
-    return jumped;
-  }
-
- private:
-  static constexpr double kLeastGain2 = 0.25;
-};
-
-// Picard steps bear a nearby map for longer: Anderson would fit its history to it.
-constexpr double kPlainRefresh2 = 0.25;
-
 template <class T>
 struct Slot {
   int64_t row;
@@ -77,10 +49,6 @@ struct Slot {
   int current, best, target, previous;  // indices into x; -1: none
   int accelerated;                      // Anderson steps so far
   bool zero;
-  bool confirm;    // the last evaluation would have ended the row, but not in full: once more
-  bool last;       // the next evaluation is expected to end the row
-  bool best_full;  // the residual of the best iterate was measured in full
-  Status ending;   // kRunning, or how the row ends once its best iterate was measured in full
   Precision precision;
   Progress<double> progress;
   AutoState<double> choice;
@@ -179,8 +147,6 @@ class Tile {
     slot.target = 1;
     slot.best = slot.previous = -1;
     slot.accelerated = 0;
-    slot.confirm = slot.last = slot.best_full = false;
-    slot.ending = kRunning;
     slot.precision = {};
     slot.progress = {};
     slot.choice = {};
@@ -227,31 +193,26 @@ class Tile {
   }
 
   bool full(const Slot<T>& slot) const {
-    const int steps = slot.progress.steps;
-    return refresh2_ == 0 || slot.confirm || slot.last || slot.precision.refresh || slot.precision.always_full || steps == 0 ||
-           steps + 1 >= options_.max_steps || slot.ending != kRunning;
+    return refresh2_ == 0 || slot.precision.full_is_due(slot.progress.steps, options_.max_steps);
   }
 
   // Takes in one evaluation; false when the row is done (and written out). change: where the next iterate's, as
   // Evaluation has it, goes if it is known.
   bool advance(Slot<T>& slot, const Evaluation<T>& e, T& change) {
-    if (slot.ending != kRunning) return end_at(slot, slot.ending, slot.current, slot.progress.best_step, e.r2, e.f2);
+    const Status ending = slot.precision.ending;
+    if (ending != kRunning) return end_at(slot, ending, slot.current, slot.progress.best_step, e.r2, e.f2);
     const double refresh2 = accelerating(slot) ? refresh2_ : kPlainRefresh2 * refresh2_;
     const bool jumped = refresh2_ > 0 && slot.precision.observe(e.exact, e.r2, e.f2, refresh2);
     Progress<double> progress = slot.progress;
     const Judgement<double> verdict = judge(progress, e.r2, e.f2, rule_);
     if (result_.trace != nullptr)
       result_.trace[int64_t(progress.steps - 1) * rows_ + slot.row] = float(relative_residual(e.r2, e.f2));
-    slot.confirm = !e.exact && (verdict.status == kConverged || verdict.status == kStagnated);
-    if (slot.confirm) {
+    if (slot.precision.hold(verdict)) {
       slot.progress.steps = progress.steps;
       return true;
     }
     slot.progress = progress;
-    if (verdict.new_best) {
-      slot.best = slot.current;
-      slot.best_full = e.exact;
-    }
+    if (verdict.new_best) slot.best = slot.current;
     if (verdict.status != kRunning) return end(slot, verdict.status, e);
     T* const f = slot.x[slot.target];
     const T damping = T(options_.damping);
@@ -267,8 +228,7 @@ class Tile {
       }
     }
     // Picard steps contract evenly, so the one that will end the row is known beforehand.
-    if (refresh2_ > 0 && slot.previous_r2 > 0)
-      slot.last = !accelerating(slot) && within_tolerance(e.r2 / slot.previous_r2 * e.r2, e.f2, rule_);
+    if (refresh2_ > 0) slot.precision.last = !accelerating(slot) && next_converges(e.r2, slot.previous_r2, e.f2, rule_);
     slot.previous_r2 = e.r2;
     turn_buffers(slot);
     return true;
@@ -316,8 +276,8 @@ class Tile {
     const bool failed = status == kDiverged || status == kNonfinite;
     const bool use_best = (failed || options_.keep_best) && slot.best >= 0;
     if (!use_best) return end_at(slot, status, slot.current, p.steps, e.r2, e.f2);
-    if (slot.best_full) return end_at(slot, status, slot.best, p.best_step, p.best_r2, p.best_f2);
-    slot.ending = status;
+    if (slot.precision.best_full) return end_at(slot, status, slot.best, p.best_step, p.best_r2, p.best_f2);
+    slot.precision.ending = status;
     slot.current = slot.best;
     slot.target = slot.best == 0 ? 1 : 0;
     slot.previous = -1;

@@ -104,8 +104,8 @@ class StepBody {
     chunk_sums<T, vector>(team_, in, before);
   }
 
-  // After the first sweep of all of the problem's chunks; `traced`: its column of the trace.
-  AK_DEVICE void decide(int64_t problem, int64_t traced) const {
+  // After the first sweep of all of the problem's chunks; `traced`: its column of the trace; mixed: or null.
+  AK_DEVICE void decide(int64_t problem, int64_t traced, MixedStep* mixed = nullptr) const {
     const ControlRow row = this->row(problem);
     StepState& s = row.state();
     const bool running = s.phase < kStepEnded;
@@ -123,7 +123,7 @@ class StepBody {
           [&](int k, double sum) { space_->total[k] = sum; });
     team_.first([&] {
       const double relative =
-          decide_step(s, row.result(), rules_, space_->total[0], space_->total[1], space_->total[2]);
+          decide_step(s, row.result(), rules_, space_->total[0], space_->total[1], space_->total[2], mixed);
       if (p_.trace != nullptr && !(relative < 0))
         p_.trace[int64_t(s.progress.steps - 1) * p_.problems + traced] = float(relative);
     });
@@ -133,13 +133,14 @@ class StepBody {
       });
   }
 
-  // The weights of groups [first, first + count), several at a time.
-  AK_DEVICE void solve_groups(int64_t problem, int64_t first, int64_t count) const {
+  // The weights of groups [first, first + count), several at a time. apart: see MixedStep.
+  AK_DEVICE void solve_groups(int64_t problem, int64_t first, int64_t count, uint64_t apart = 0) const {
     const ControlRow row = this->row(problem);
     if (!row.state().solve) return;
     team_.each([&](int rank) {
       if (rank >= plan_.solvers) return;
-      for (int64_t g = first + rank; g < first + count; g += plan_.solvers) solve_group(row, g, solver_space(rank));
+      for (int64_t g = first + rank; g < first + count; g += plan_.solvers)
+        solve_group(row, g, solver_space(rank), apart);
     });
   }
 
@@ -234,36 +235,48 @@ class StepBody {
     return reinterpret_cast<W*>(after) + turn * plan_.chunk;
   }
 
-  // By one thread: the group's new difference enters its Gram matrix, and its weights are found. The old part of the
+  // By one thread: the group's new difference enters its Gram matrix, and its weights are found. What is needed of the
   // matrix is copied next to the thread, in the order of age, since the factorisation reads every entry several times.
-  AK_DEVICE void solve_group(const ControlRow& row, int64_t g, double* space) const {
+  AK_DEVICE void solve_group(const ControlRow& row, int64_t g, double* space, uint64_t apart) const {
     GroupState& group = row.group(g);
     double* const gram = row.gram(g);
     const double* const sums = row.sums(g, 0);
     const int slots = p_.slots, newest = row.state().newest, old = kept_differences(group), n = old + 1;
+    const auto slot_of = [&](int age) { return ring_slot_of(newest - age, slots); };
+    const auto counts = [&](int slot) { return (apart >> slot & 1) == 0; };
     double *const matrix = space, *const lower = matrix + n * n, *const vectors = lower + n * n;
     double *const rhs = vectors, *const gamma = vectors + n;
     int* const order = reinterpret_cast<int*>(vectors + 5 * n);
+    gram[newest * slots + newest] = sums[kNewSquare];
+    int size = 0;
     AK_ROLLED
-    for (int i = 0; i < old; ++i) {
-      const int slot = ring_slot_of(newest - old + i, slots);
+    for (int i = 0; i < n; ++i) {
+      const int slot = slot_of(old - i);
+      if (i < old) gram[slot * slots + newest] = gram[newest * slots + slot] = sums[kBaseSums + 2 * i];
+      if (!counts(slot)) continue;
+      int column = 0;
       AK_ROLLED
-      for (int j = 0; j < old; ++j) matrix[i * n + j] = gram[slot * slots + ring_slot_of(newest - old + j, slots)];
-      const double with_new = sums[kBaseSums + 2 * i];
-      gram[slot * slots + newest] = gram[newest * slots + slot] = with_new;
-      matrix[i * n + old] = matrix[old * n + i] = with_new;
-      rhs[i] = sums[kBaseSums + 2 * i + 1];
-      order[i] = i;
+      for (int j = 0; j <= i; ++j) {
+        const int other = slot_of(old - j);
+        if (!counts(other)) continue;
+        matrix[size * n + column] = matrix[column * n + size] = gram[slot * slots + other];
+        ++column;
+      }
+      rhs[size] = i < old ? sums[kBaseSums + 2 * i + 1] : sums[kNewAlong];
+      order[size] = size;
+      ++size;
     }
-    gram[newest * slots + newest] = matrix[old * n + old] = sums[kNewSquare];
-    rhs[old] = sums[kNewAlong];
-    order[old] = old;
     const SmallSolveSpace<double> factors{lower, n, vectors + 2 * n, vectors + 3 * n, vectors + 4 * n};
     const double pivot_floor = sizeof(W) == 8 ? 1e-13 : 1e-7;
-    const int used = small_solve<double>(matrix, n, rhs, order, n, o_.ridge, pivot_floor, gamma, factors);
-    group = {int16_t(used > 0 ? n : 0), int16_t(used), 0};
+    const int solved = small_solve<double>(matrix, n, rhs, order, size, o_.ridge, pivot_floor, gamma, factors);
+    int used = 0;  // of the ring's newest differences, those that do not count included
     AK_ROLLED
-    for (int j = 0; j < used; ++j) row.weights(g)[j] = gamma[n - used + j];
+    for (int left = solved; left > 0; ++used)
+      if (counts(slot_of(used))) --left;
+    group = {int16_t(solved > 0 ? n : 0), int16_t(used), 0};
+    const double* weight = gamma + size - solved;
+    AK_ROLLED
+    for (int j = 0; j < used; ++j) row.weights(g)[j] = counts(slot_of(used - 1 - j)) ? *weight++ : 0;
   }
 
   AK_DEVICE const T* z() const { return static_cast<const T*>(p_.z); }

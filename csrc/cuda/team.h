@@ -6,7 +6,7 @@
 // loops over ranks in an order that changes from region to region.
 #pragma once
 
-#include "storage.h"
+#include "tensor_core.h"
 
 namespace ak::cuda {
 
@@ -109,6 +109,13 @@ class DeviceTeam {
       return __syncthreads_and(values.value);
     else
       return __all_sync(~0u, values.value);
+  }
+
+  // c(lane) += a(lane) b(lane), the lanes' parts of the operands; a warp's only.
+  template <class C, class A, class B>
+  AK_DEVICE void mma(const C& c, const A& a, const B& b) const {
+    static_assert(threads == kWarp);
+    mma_sync(c(rank()), a(rank()), b(rank()));
   }
 
   AK_DEVICE int rank() const { return threads > kWarp ? int(threadIdx.x) : int(threadIdx.x) % kWarp; }

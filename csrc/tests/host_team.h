@@ -71,6 +71,24 @@ class HostTeam {
   bool all(Private<bool>& values) const {
     return std::all_of(values.value, values.value + threads, [](bool b) { return b; });
   }
+  template <class C, class A, class B>
+  void mma(const C& c, const A& a, const B& b) const {
+    using namespace cuda;
+    static_assert(threads == kWarp);
+    float left[kMmaRows][kMmaDepth], right[kMmaDepth][kMmaColumns];
+    const auto unpack = [](uint32_t word, int half) { return float_of_bits(half ? word & 0xffff0000u : word << 16); };
+    for (int lane = 0; lane < kWarp; ++lane)
+      for (int half = 0; half < 2; ++half) {
+        for (int w = 0; w < 4; ++w)
+          left[mma_a_row(lane, w)][mma_a_depth(lane, w) + half] = unpack(a(lane).word[w], half);
+        for (int w = 0; w < 2; ++w)
+          right[mma_b_depth(lane, w) + half][mma_b_column(lane)] = unpack(b(lane).word[w], half);
+      }
+    for (int lane = 0; lane < kWarp; ++lane)
+      for (int s = 0; s < 4; ++s)
+        for (int k = 0; k < kMmaDepth; ++k)
+          c(lane).sum[s] = multiply_add(left[mma_c_row(lane, s)][k], right[k][mma_c_column(lane, s)], c(lane).sum[s]);
+  }
   void sync() const {}
 
  private:
