@@ -77,7 +77,11 @@ def slope(dtype: torch.dtype) -> tuple[Any, ...]:
     return (a, v, scale, 5, 0)
 
 
-CASES: dict[str, Callable[[torch.dtype], tuple[Any, ...]]] = {"affine_slope": slope, "residual_norm": norm, "solve_affine traced": traced}
+CASES: dict[str, Callable[[torch.dtype], tuple[Any, ...]]] = {
+    "affine_slope": slope,
+    "residual_norm": norm,
+    "solve_affine traced": traced,
+}
 for _name in PROBLEMS:
     _op, *_form = _name.split()
     CASES[_name] = solving(_name, ANDERSON)
