@@ -197,18 +197,13 @@ class Plan:
         self.operator, self.namespace = operator, namespace
         self.constants, self.tail, self.adjoint = constants, tail, adjoint
         self.report = report
+        # What the solve returns besides z: as outputs of a Function they would cost more than a small solve.
+        self.unattached: list[Tensor] = []
 
 
 def _solve(plan: Plan, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     with torch._C._AutoDispatchBelowAutograd():
         return plan.operator.overloads[plan.namespace](*tensors, *plan.constants, *plan.tail)
-
-
-def _remember(ctx: Any, plan: Plan, tensors: Sequence[Tensor | None], output: tuple[Tensor, ...]) -> None:
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[0], *tensors[1:])
-    ctx.plan = plan
 
 
 def _differentiate(ctx: Any, v: Tensor | None, *_: Any) -> tuple[Any, ...]:
@@ -231,10 +226,12 @@ class _Solve(torch.autograd.Function):
     backward = staticmethod(_differentiate)
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        output = _solve(plan, tensors)
-        _remember(ctx, plan, tensors, output)
-        return output
+    def forward(ctx: Any, plan: Plan, *tensors: Tensor | None) -> Tensor:
+        z, *plan.unattached = _solve(plan, tensors)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(z, *tensors[1:])
+        ctx.plan = plan
+        return z
 
 
 class _SolveInFunctorch(torch.autograd.Function):
@@ -249,7 +246,10 @@ class _SolveInFunctorch(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         plan, *tensors = inputs
-        _remember(ctx, plan, tensors, output)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[0], *tensors[1:])
+        ctx.plan = plan
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], plan: Plan, *tensors: Any) -> Any:
@@ -258,7 +258,10 @@ class _SolveInFunctorch(torch.autograd.Function):
 
 def solve_with(plan: Plan, tensors: Sequence[Tensor | None]) -> SolveResult:
     """The operator, differentiable as the plan says."""
-    return SolveResult(*(_SolveInFunctorch if in_functorch() else _Solve).apply(plan, *tensors))
+    if in_functorch():
+        return SolveResult(*_SolveInFunctorch.apply(plan, *tensors))
+    z = _Solve.apply(plan, *tensors)
+    return SolveResult(z, *plan.unattached)
 
 
 def call(namespace: str, name: str, *arguments: Any) -> SolveResult:
