@@ -46,6 +46,11 @@ def availability() -> tuple[bool, str]:
     return (True, f"compiled kernels in {_library.name}") if reason is None else (False, reason)
 
 
+def library_obstacle() -> str | None:
+    """Why the library is not loaded; None if it is."""
+    return _library.obstacle
+
+
 def obstacle(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the compiled kernel of `op` cannot take a state of this device and dtype; None if it can."""
     if _library.obstacle is not None:

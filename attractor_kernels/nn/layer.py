@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..info import SolveInfo
-from ..options import Auto, Gradient, Implicit, Solver
+from ..options import Auto, Gradient, Implicit, Solver, check_bool
 from ..solve.fixed_point import solve
+from ..solve.maps import ModuleMap
 from ..solve.spec import default_precision, make_spec
 from .cells import Cell
 
@@ -53,6 +54,7 @@ class FixedPoint(nn.Module):
         trace: bool = False,
         precision: str | None = None,
         backend: str = "auto",
+        graph: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(module, nn.Module):
@@ -63,6 +65,7 @@ class FixedPoint(nn.Module):
         full, mixed = (precision, precision) if precision is not None else ("full", "mixed")
         self._full = make_spec(*options, full, backend)
         self._mixed = make_spec(*options, mixed, backend)
+        self._not_recorded = None if check_bool("graph", graph) else "graph=False"
         self.info = None
 
     def forward(self, x: Tensor, z0: Tensor | None = None) -> Tensor:
@@ -76,7 +79,7 @@ class FixedPoint(nn.Module):
             initial_state = getattr(module, "initial_state", torch.zeros_like)
             z0 = initial_state(x)
         spec = self._full if default_precision() == "full" else self._mixed
-        f = module.bind(x) if isinstance(module, Cell) else lambda z: module(z, x)
+        f = module.bind(x) if isinstance(module, Cell) else ModuleMap(module, x, self._not_recorded)
         z, self.info = solve(f, z0, spec)
         return z
 

@@ -7,14 +7,14 @@ over. Torch functions are watched while f runs; that this missed nothing is veri
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-Map = Callable[[Tensor], Tensor]
+from .maps import Map
 
 
 class Captured(NamedTuple):
@@ -71,7 +71,7 @@ def is_compiled(f: Any, depth: int = 3) -> bool:
         return False
     if isinstance(f, torch.nn.Module):
         return any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in f.modules())
-    inner = [getattr(f, name, None) for name in ("f", "__self__", "func")]
+    inner = [getattr(f, name, None) for name in ("f", "module", "__self__", "func")]
     for cell in getattr(f, "__closure__", None) or ():
         try:
             inner.append(cell.cell_contents)
@@ -80,12 +80,12 @@ def is_compiled(f: Any, depth: int = 3) -> bool:
     return any(callable(value) and is_compiled(value, depth - 1) for value in inner)
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def tensors_in(values: Any) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            yield from tensors_in(value)
 
 
 class _Watch(TorchFunctionMode):
@@ -101,11 +101,11 @@ class _Watch(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        for tensor in _tensors((*args, *kwargs.values())):
+        for tensor in tensors_in((*args, *kwargs.values())):
             if tensor.requires_grad and id(tensor) not in self.made:
                 self.found[id(tensor)] = tensor
         result = func(*args, **kwargs)
-        for tensor in _tensors((result,)):
+        for tensor in tensors_in((result,)):
             if id(tensor) not in self.found:
                 self.made[id(tensor)] = tensor
         return result

@@ -13,7 +13,8 @@ from ..info import SolveInfo
 from ..options import Auto, Gradient, Implicit, Neumann, Solver, Unrolled
 from . import gradient as gradients
 from .bound import BoundCell
-from .run import CheckedMap, check_bound, operator_backend, run_map, run_operator
+from .maps import CheckedMap
+from .run import check_bound, operator_backend, run_map, run_operator
 from .spec import Spec, check_start, make_spec
 
 # Checking the arguments costs more than a small solve, and so does hashing them. The last ones given, their objects as

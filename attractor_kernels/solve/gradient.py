@@ -17,7 +17,8 @@ from ..ops._declare import Plan, SolveResult, call, solve_with, warn_if_failed
 from ..options import Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled
 from .bound import BoundCell
 from .capture import Captured, depends_on_others, evaluate_and_capture, evaluate_at, reaches_only
-from .run import Map, namespace_of, operator_arguments, operator_info, run_map, run_reference
+from .maps import AdjointMap, Map
+from .run import namespace_of, operator_arguments, operator_info, run_map, run_reference
 from .spec import Spec
 
 
@@ -118,12 +119,7 @@ class _Problem:
 
     def adjoint_solution(self, v: Tensor) -> Tensor:
         """w = J^T w + v at the solution."""
-
-        def adjoint(w: Tensor) -> Tensor:
-            (product,) = torch.autograd.grad(self.fz, self.leaf, w, retain_graph=True, allow_unused=True)
-            return v if product is None else product + v
-
-        w, info = run_map(adjoint, v, self.spec.adjoint)
+        w, info = run_map(AdjointMap(self.f, self.leaf, self.fz, v), v, self.spec.adjoint)
         _report(self.info, info)
         return w
 

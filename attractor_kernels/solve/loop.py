@@ -6,7 +6,6 @@ graph) is never overwritten: it gets a new buffer.
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,9 +17,9 @@ from ..backends import registry
 from ..backends.triton import Sizes
 from ..info import SolveInfo
 from ..ops.anderson_step import StepBuffers, step_buffers
+from . import stop_flag
+from .maps import Map
 from .spec import Spec
-
-Map = Callable[[Tensor], Tensor]
 
 # How many hold a tensor's data, and the tensor itself; both are torch's own, so their absence is survived.
 _storage_uses: Callable[[int], int] = getattr(torch._C, "_storage_Use_Count", lambda _: 0)
@@ -45,8 +44,13 @@ def loop_backend(z0: Tensor, spec: Spec) -> str:
     return registry.backend_for("anderson_step", spec.backend, z0.device, z0.dtype, sizes)
 
 
-def run_loop(f: Map, z0: Tensor, spec: Spec, backend: str) -> tuple[Tensor, SolveInfo]:
-    """Solves z = f(z), without gradients, for a map that returns states like its argument; z0 [*batch, *state]."""
+def run_loop(
+    f: Map, z0: Tensor, spec: Spec, backend: str, *, all_steps: bool = False
+) -> tuple[Tensor, SolveInfo]:
+    """Solves z = f(z), without gradients, for a map that returns states like its argument; z0 [*batch, *state].
+
+    all_steps: take max_steps steps whatever becomes of the problems, without reading anything back.
+    """
     assert spec.tail is not None
     shape = z0.shape
     batch = shape[: spec.batch_ndim]
@@ -55,12 +59,12 @@ def run_loop(f: Map, z0: Tensor, spec: Spec, backend: str) -> tuple[Tensor, Solv
     tail = spec.tail
     buffers = step_buffers(z, problems, groups, spec.solver, max_steps=tail.max_steps, trace=tail.trace)
     if problems:
-        z = (_run_compiled if torch.compiler.is_compiling() else _run)(f, z, buffers, spec, backend)
+        z = (_run_all_steps if all_steps else _run)(f, z, buffers, spec, backend)
     info = SolveInfo(buffers.steps, buffers.residual, buffers.status, buffers.trace, backend, batch)
     return z, info
 
 
-class _Iterate:
+class Iterate:
     """A buffer for iterates, and whether anyone else holds on to it."""
 
     __slots__ = ("_storage", "_unshared", "tensor")
@@ -78,25 +82,27 @@ class _Iterate:
 
 
 def _run(f: Map, z0: Tensor, buffers: StepBuffers, spec: Spec, backend: str) -> Tensor:
-    step, rest = _bind(buffers, spec, backend)
-    running = _reader(buffers.active)
-    z, out = _Iterate(z0), _Iterate(buffers.out)
+    step, rest = bind_step(buffers, spec, backend)
+    running = stop_flag.reader(buffers.active)
+    z, out = Iterate(z0), Iterate(buffers.out)
+    left = spec.max_steps
     with torch.no_grad():
         while True:
             fz: Tensor | None = f(z.tensor)
             assert fz is not None
             step(z.tensor, fz if fz.is_contiguous() else fz.contiguous(), out.tensor, *rest)
-            if not running():
+            left -= 1
+            if not left or not running():
                 return out.tensor
             fz = None  # it may be z itself, which is no reason to give z up
             if z.shared():
-                z = _Iterate(z.tensor.clone())
+                z = Iterate(z.tensor.clone())
             z, out = out, z
 
 
-def _run_compiled(f: Map, z: Tensor, buffers: StepBuffers, spec: Spec, backend: str) -> Tensor:
-    """Traced, the number of steps must not depend on data: problems that have ended stand still to the last."""
-    step, rest = _bind(buffers, spec, backend)
+def _run_all_steps(f: Map, z: Tensor, buffers: StepBuffers, spec: Spec, backend: str) -> Tensor:
+    """The number of steps does not depend on data: problems that have ended stand still to the last."""
+    step, rest = bind_step(buffers, spec, backend)
     out = buffers.out
     with torch.no_grad():
         for _ in range(spec.max_steps):
@@ -105,18 +111,10 @@ def _run_compiled(f: Map, z: Tensor, buffers: StepBuffers, spec: Spec, backend: 
     return z
 
 
-def _bind(buffers: StepBuffers, spec: Spec, backend: str) -> tuple[Callable[..., None], tuple[Any, ...]]:
+def bind_step(buffers: StepBuffers, spec: Spec, backend: str) -> tuple[Callable[..., None], tuple[Any, ...]]:
     """The operator, and all its arguments but z, f(z) and out."""
     tail = spec.tail
     assert tail is not None
     options = (tail.solver, tail.damping, tail.ridge, tail.rtol, tail.atol, tail.max_steps, tail.min_steps)
     operators = torch.ops.attractor_kernels_triton if backend == "triton" else torch.ops.attractor_kernels
     return operators.anderson_step.default, (*buffers[1:], *options, tail.keep_best)
-
-
-def _reader(count: Tensor) -> Callable[[], int]:
-    """A function that reads a tensor of one int64; on a CPU without a torch operation."""
-    if type(count) is not Tensor or count.device.type != "cpu":
-        return count.item  # type: ignore[return-value]
-    value = ctypes.c_int64.from_address(count.data_ptr())
-    return lambda: value.value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,44 +12,22 @@ from ..backends.reference import loop as reference
 from ..backends.triton import Sizes
 from ..info import SolveInfo
 from ..ops._declare import SolveResult, call, in_functorch
+from . import graph_loop
 from .bound import BoundCell
 from .loop import loop_backend, run_loop
+from .maps import Map
 from .spec import Spec
-
-Map = Callable[[Tensor], Tensor]
-
-
-class CheckedMap:
-    """f, with an error that says so where it returns anything but a state like its argument."""
-
-    __slots__ = ("f",)
-
-    def __init__(self, f: Map) -> None:
-        if not callable(f):
-            raise TypeError(f"f must be a callable z -> f(z) or a bound cell, got {f!r}")
-        self.f = f
-
-    def __call__(self, z: Tensor) -> Tensor:
-        counted = not (torch.compiler.is_compiling() or z.is_inference())
-        version = z._version if counted else 0
-        fz: Any = self.f(z)
-        if not isinstance(fz, Tensor):
-            raise TypeError(f"f must return a Tensor, got {type(fz).__name__}")
-        if fz.shape != z.shape:
-            raise ValueError(f"f must return z's shape {list(z.shape)}, got {list(fz.shape)}")
-        if fz.dtype != z.dtype:
-            raise TypeError(f"f must return z's dtype {z.dtype}, got {fz.dtype}; cast what f returns, or z0")
-        if fz.device != z.device:
-            raise ValueError(f"f must return a tensor on z's device {z.device}, got {fz.device}")
-        if counted and z._version != version:
-            raise ValueError("f must not modify z in place")
-        return fz
-
 
 def run_map(f: Map, z0: Tensor, spec: Spec) -> tuple[Tensor, SolveInfo]:
     """Solves z = f(z) for a checked map f; z0 [*batch, *state]."""
     backend = loop_backend(z0, spec)
-    return run_reference(f, z0, spec) if backend == "reference" else run_loop(f, z0, spec, backend)
+    if backend == "reference":
+        return run_reference(f, z0, spec)
+    if torch.compiler.is_compiling():
+        return run_loop(f, z0, spec, backend, all_steps=True)
+    if z0.device.type == graph_loop.LOOPS.device_type:
+        return graph_loop.LOOPS.run(f, z0, spec, backend)
+    return run_loop(f, z0, spec, backend)
 
 
 def run_reference(f: Map, z0: Tensor, spec: Spec, constant_until: Tensor | None = None) -> tuple[Tensor, SolveInfo]:
