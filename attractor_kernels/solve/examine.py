@@ -160,9 +160,10 @@ class Examination:
         if not self._pending:
             return self._f(z)
         self._pending = False
-        argument = Iterate(z)
         random = self._recorder.random_state(z.device)
         watch = _Watch(None if self._known is None else [z, *self._known])
+        argument = Iterate(z)
+        holders = argument.holders()
         outer, _watches.current = getattr(_watches, "current", None), watch
         try:
             with _as_written(), watch:
@@ -173,7 +174,7 @@ class Examination:
         watch.forget()
         if not torch.equal(random, self._recorder.random_state(z.device)):
             self.obstacle = "it draws random numbers"
-        if self.obstacle is None and not _same_memory(fz, z) and argument.shared():
+        if self.obstacle is None and not _same_memory(fz, z) and argument.holders() != holders:
             self.obstacle = "it keeps its argument"
         return fz
 

@@ -65,20 +65,16 @@ def run_loop(
 
 
 class Iterate:
-    """A buffer for iterates, and whether anyone else holds on to it."""
+    """A buffer for iterates, and how many hold on to it."""
 
-    __slots__ = ("_storage", "_unshared", "tensor")
+    __slots__ = ("_storage", "tensor")
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
         self._storage = tensor.untyped_storage()._cdata
-        self._unshared = self._holders()
 
-    def _holders(self) -> tuple[int, int, int]:
+    def holders(self) -> tuple[int, int, int]:
         return sys.getrefcount(self.tensor), _tensor_uses(self.tensor), _storage_uses(self._storage)
-
-    def shared(self) -> bool:
-        return self._holders() != self._unshared
 
 
 def _run(f: Map, z0: Tensor, buffers: StepBuffers, spec: Spec, backend: str) -> Tensor:
@@ -88,6 +84,7 @@ def _run(f: Map, z0: Tensor, buffers: StepBuffers, spec: Spec, backend: str) -> 
     left = spec.max_steps
     with torch.no_grad():
         while True:
+            holders = z.holders()
             fz: Tensor | None = f(z.tensor)
             assert fz is not None
             step(z.tensor, fz if fz.is_contiguous() else fz.contiguous(), out.tensor, *rest)
@@ -95,7 +92,7 @@ def _run(f: Map, z0: Tensor, buffers: StepBuffers, spec: Spec, backend: str) -> 
             if not left or not running():
                 return out.tensor
             fz = None  # it may be z itself, which is no reason to give z up
-            if z.shared():
+            if z.holders() != holders:
                 z = Iterate(z.tensor.clone())
             z, out = out, z
 

@@ -65,6 +65,20 @@ def test_f_is_called_once_a_step():
     assert calls == 0 and z.shape == (0, 8) and info.steps.shape == (0,)
 
 
+def test_two_buffers_hold_the_iterates():
+    f = tanh_map(torch.float64, 5, 8)
+    places = set()
+
+    def placed(z):
+        places.add(z.data_ptr())
+        return f(z)
+
+    for solver in SOLVERS:
+        places.clear()
+        _, info = solve(placed, torch.zeros(5, 8).double(), solver=solver)
+        assert int(info.steps.max()) > 5 and len(places) == 2, solver
+
+
 def test_start_is_left_alone_and_not_returned():
     for z0 in (torch.zeros(4, 6).double(), torch.zeros(6, 4).double().mT, torch.zeros(1, 6).double().expand(4, 6)):
         before = z0.clone()
