@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -78,16 +78,16 @@ def state_of(module: nn.Module, device: torch.device) -> tuple[Hashable, ...]:
     The memory of parameters and buffers, not their values; training flags; attributes, by value where they are
     numbers, strings or containers of such, else by identity.
     """
-    if nn.modules.module._has_any_global_hook():  # type: ignore[attr-defined]
+    if nn.modules.module._has_any_global_hook():
         raise Refusal("modules have global hooks")
-    found: list[Hashable] = []
+    found: list[Any] = []
     for part in module.modules():
         own = part.__dict__
         if any(own[name] for name in _HOOKS):
             raise Refusal(f"its {type(part).__name__} has hooks")
         if own.get("_compiled_call_impl") is not None or "_orig_mod" in own["_modules"]:
             raise Refusal("it is compiled")
-        found += (type(part), part.training)
+        found += [type(part), part.training]
         for tensors in (own["_parameters"], own["_buffers"]):
             for name, tensor in tensors.items():
                 found.append((name, None if tensor is None else _memory_of(name, tensor, device)))
@@ -126,6 +126,7 @@ class _Identity:
 
     def __init__(self, value: Any) -> None:
         self._id = id(value)
+        self._object: Callable[[], Any]
         try:
             self._object = weakref.ref(value)
         except TypeError:
@@ -166,7 +167,7 @@ class Examination:
         holders = argument.holders()
         outer, _watches.current = getattr(_watches, "current", None), watch
         try:
-            with _as_written(), watch:
+            with _in_sight(), watch:
                 fz = self._f(z)
         finally:
             _watches.current = outer
@@ -179,9 +180,16 @@ class Examination:
         return fz
 
 
-def _as_written() -> AbstractContextManager[Any]:
-    """Compiled parts hidden inside f run as they were written, in sight."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+@contextmanager
+def _in_sight() -> Iterator[None]:
+    """Compiled parts hidden inside f run as they were written, and nothing was computed before."""
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
 
 
 _watches = threading.local()

@@ -44,9 +44,7 @@ def loop_backend(z0: Tensor, spec: Spec) -> str:
     return registry.backend_for("anderson_step", spec.backend, z0.device, z0.dtype, sizes)
 
 
-def run_loop(
-    f: Map, z0: Tensor, spec: Spec, backend: str, *, all_steps: bool = False
-) -> tuple[Tensor, SolveInfo]:
+def run_loop(f: Map, z0: Tensor, spec: Spec, backend: str, *, all_steps: bool = False) -> tuple[Tensor, SolveInfo]:
     """Solves z = f(z), without gradients, for a map that returns states like its argument; z0 [*batch, *state].
 
     all_steps: take max_steps steps whatever becomes of the problems, without reading anything back.

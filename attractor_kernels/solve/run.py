@@ -18,6 +18,7 @@ from .loop import loop_backend, run_loop
 from .maps import Map
 from .spec import Spec
 
+
 def run_map(f: Map, z0: Tensor, spec: Spec) -> tuple[Tensor, SolveInfo]:
     """Solves z = f(z) for a checked map f; z0 [*batch, *state]."""
     backend = loop_backend(z0, spec)

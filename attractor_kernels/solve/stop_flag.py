@@ -21,11 +21,26 @@ def reader(count: Tensor) -> Callable[[], int]:
     if type(count) is not Tensor:
         return count.item  # type: ignore[return-value]
     if count.device.type == "cuda":
-        return LaggingReader(count, torch.empty_like(count, device="cpu", pin_memory=True), torch.cuda.Event())
+        host = torch.empty(1, dtype=torch.int64, device="cpu", pin_memory=True)
+        return LaggingReader(count, host, _StreamEvent(count.device))
     if count.device.type != "cpu":
         return count.item  # type: ignore[return-value]
     value = ctypes.c_int64.from_address(count.data_ptr())
     return lambda: value.value
+
+
+class _StreamEvent:
+    """An event of the stream that is current on a device, which need not be the current device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._event = torch.cuda.Event()
+
+    def record(self) -> None:
+        self._event.record(torch.cuda.current_stream(self._device))
+
+    def synchronize(self) -> None:
+        self._event.synchronize()
 
 
 class LaggingReader:
