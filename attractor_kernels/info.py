@@ -37,7 +37,9 @@ class SolveInfo:
         status: uint8 [*batch], values of `Status`.
         converged: bool [*batch].
         trace: float32 [max_steps, *batch], the residual of every step and NaN after a problem ended; or None.
-        backend: name of the backend that ran.
+        backend: name of the backend that ran. Where the host drove the steps of a loop on a CUDA device, which costs
+            a launch and more for each, why it did follows in parentheses: "cuda (host loop: the map cannot be recorded:
+            it draws random numbers)".
         adjoint: the `SolveInfo` of the last backward solve, or None before the first.
     """
 

@@ -21,6 +21,13 @@ class FixedPoint(nn.Module):
         solver, gradient, rtol, atol, max_steps, min_steps, batch_ndim, mixing_ndim, keep, trace, precision, backend:
             as in `attractor_kernels.fixed_point`, with the same defaults. On an x of more than two dimensions a cell
             takes its fused path with batch_ndim=x.ndim - 1.
+        graph: record loops on a CUDA device. The solve of a module that is no cell, and that of its gradient, is one
+            launch from the second or third of its kind on: of the same shapes, options, settings of torch and state of
+            the module. As with any CUDA graph, the module's Python does not run again. The values of its input,
+            parameters and buffers are read anew, and its attributes compared; what else its Python may read or do
+            (globals, the inside of objects it holds) is frozen as it was recorded. A module that draws random numbers,
+            changes a buffer, has hooks, is compiled, lets data decide what it does, or uses other tensors is not
+            recorded, and `info.backend` says why. Default True.
 
     Attributes:
         info: the `SolveInfo` of the last forward, None before the first.

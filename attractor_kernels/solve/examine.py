@@ -33,6 +33,7 @@ _PLAIN_TENSORS = (Tensor, nn.Parameter, nn.Buffer)
 _PLAIN_VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OWN_ATTRIBUTES = frozenset(nn.Module().__dict__)
+_COLLECTIVES = ("c10d", "_c10d_functional", "c10d_functional")
 _DATA_DEPENDENT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
@@ -82,6 +83,10 @@ def state_of(module: nn.Module, device: torch.device) -> tuple[Hashable, ...]:
         raise Refusal("modules have global hooks")
     found: list[Any] = []
     for part in module.modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise Refusal("it is scripted")
+        if type(part).__module__.startswith(("torch.distributed", "torch.nn.parallel")):
+            raise Refusal(f"its {type(part).__name__} speaks with other processes")
         own = part.__dict__
         if any(own[name] for name in _HOOKS):
             raise Refusal(f"its {type(part).__name__} has hooks")
@@ -234,6 +239,8 @@ class _Watch(TorchDispatchMode):
     def _objection(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor]) -> str | None:
         if _DATA_DEPENDENT.intersection(func.tags):
             return f"its operations depend on data ({func})"
+        if func.namespace in _COLLECTIVES:
+            return f"it speaks with other processes ({func})"
         if self._kept is None:
             return None
         for argument, value in zip(func._schema.arguments, args, strict=False):

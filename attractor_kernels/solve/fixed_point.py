@@ -48,7 +48,9 @@ def fixed_point(
 
     Args:
         f: a callable z -> f(z) that keeps z's shape, dtype and device and does not modify z, or a cell bound to its
-            input (`cell.bind(x)`), which is solved in one fused call where `batch_ndim` is z0.ndim - 1.
+            input (`cell.bind(x)`), which is solved in one fused call where `batch_ndim` is z0.ndim - 1. On a CUDA
+            device the host drives the steps of a callable, and f is evaluated up to twice after the last problem has
+            ended; `nn.FixedPoint` can do without the host.
         z0: Tensor [*batch, *state] of a floating dtype, any strides; where the solve starts. Not modified.
         solver: `Auto()`, `Anderson(...)`, `Picard(...)` or `Broyden(...)`.
         gradient: `Implicit()`, `OneStep()`, `Phantom(...)`, `Neumann(...)` or `Unrolled(...)`. Gradients reach every
