@@ -31,7 +31,6 @@ class Refusal(Exception):
 
 _PLAIN_TENSORS = (Tensor, nn.Parameter, nn.Buffer)
 _PLAIN_VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OWN_ATTRIBUTES = frozenset(nn.Module().__dict__)
 _COLLECTIVES = ("c10d", "_c10d_functional", "c10d_functional")
 _DATA_DEPENDENT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -44,7 +43,6 @@ def settings(device_type: str) -> tuple[Hashable, ...]:
     for i in range(torch._C._len_torch_function_stack()):
         if type(torch._C._get_function_stack_at(i)) is not DeviceContext:
             raise Refusal("a torch function mode is on")
-    backends = torch.backends
     return (
         torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled(device_type),
@@ -52,16 +50,6 @@ def settings(device_type: str) -> tuple[Hashable, ...]:
         torch.get_default_dtype(),
         torch.get_float32_matmul_precision(),
         torch.are_deterministic_algorithms_enabled(),
-        backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
-        backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
-        backends.cudnn.enabled,
-        backends.cudnn.benchmark,
-        backends.cudnn.deterministic,
-        backends.cudnn.allow_tf32,
-        backends.cuda.flash_sdp_enabled(),
-        backends.cuda.mem_efficient_sdp_enabled(),
-        backends.cuda.math_sdp_enabled(),
-        backends.cuda.cudnn_sdp_enabled(),
     )
 
 
@@ -83,22 +71,28 @@ def state_of(module: nn.Module, device: torch.device) -> tuple[Hashable, ...]:
         raise Refusal("modules have global hooks")
     found: list[Any] = []
     for part in module.modules():
-        if isinstance(part, torch.jit.ScriptModule):
-            raise Refusal("it is scripted")
-        if type(part).__module__.startswith(("torch.distributed", "torch.nn.parallel")):
-            raise Refusal(f"its {type(part).__name__} speaks with other processes")
+        kind = type(part)
+        if (obstacle := _obstacle_of(kind)) is not None:
+            raise Refusal(obstacle)
         own = part.__dict__
-        if any(own[name] for name in _HOOKS):
-            raise Refusal(f"its {type(part).__name__} has hooks")
+        if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
+            raise Refusal(f"its {kind.__name__} has hooks")
         if own.get("_compiled_call_impl") is not None or "_orig_mod" in own["_modules"]:
             raise Refusal("it is compiled")
-        found += [type(part), part.training]
+        found += [kind, part.training]
         for tensors in (own["_parameters"], own["_buffers"]):
             for name, tensor in tensors.items():
                 found.append((name, None if tensor is None else _memory_of(name, tensor, device)))
-        if len(own) > len(_OWN_ATTRIBUTES):
-            found += [(name, _mark(value)) for name, value in own.items() if name not in _OWN_ATTRIBUTES]
+        found += [(name, _mark(value)) for name, value in own.items() if name not in _OWN_ATTRIBUTES]
     return tuple(found)
+
+
+def _obstacle_of(kind: type[nn.Module]) -> str | None:
+    if issubclass(kind, torch.jit.ScriptModule):
+        return "it is scripted"
+    if kind.__module__.startswith(("torch.distributed", "torch.nn.parallel")):
+        return f"its {kind.__name__} speaks with other processes"
+    return None
 
 
 def _memory_of(name: str, tensor: Tensor, device: torch.device) -> tuple[Hashable, ...]:
@@ -231,7 +225,9 @@ class _Watch(TorchDispatchMode):
             self.obstacle = self._objection(func, args, kwargs, given)
         result = func(*args, **kwargs)
         made = list(tensors_in((result,)))
-        if self.obstacle is None and len({t.device for t in (*given, *made) if t.dim() or t in made}) > 1:
+        # A tensor without dimensions may be an operand from the host: it is read when the kernel is launched.
+        devices = {tensor.device for tensor in given if tensor.dim()} | {tensor.device for tensor in made}
+        if self.obstacle is None and len(devices) > 1:
             self.obstacle = f"it moves data between devices ({func})"
         self._made.update((_memory(tensor), tensor) for tensor in made)
         return result
