@@ -7,6 +7,10 @@ namespace ak {
 
 enum class StateType { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
+constexpr int64_t element_bytes(StateType type) {
+  return type == StateType::kFloat64 ? 8 : type == StateType::kFloat32 ? 4 : 2;
+}
+
 // The state z is [problems, groups, entries]; a group has Anderson weights of its own.
 struct StepProblem {
   StateType type;

@@ -6,6 +6,7 @@
 // has every block on the device, so nobody waits for a block that waits.
 #include <cuda_runtime.h>
 
+#include "arrival.h"
 #include "step_body.h"
 
 namespace ak::cuda {
@@ -17,17 +18,7 @@ struct Arguments {
   StepPlan plan;
 };
 
-// Between blocks of a cooperative grid; as in cooperative groups, a fence before the arrival and one after the last.
-AK_DEVICE bool arrives_last(unsigned* counter, unsigned expected) {
-  bool last = false;
-  if (threadIdx.x == 0) {
-    __threadfence();
-    last = atomicAdd(counter, 1u) + 1 == expected;
-    __threadfence();
-  }
-  return __syncthreads_or(last);
-}
-
+// Between blocks of a cooperative grid.
 AK_DEVICE void release(unsigned* flag) {
   __syncthreads();
   if (threadIdx.x == 0) {

@@ -13,17 +13,6 @@ constexpr int64_t kSmallTeamBytes = 6 * 1024;  // eight of them leave room for a
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-int64_t element_bytes(StateType type) {
-  switch (type) {
-    case StateType::kFloat32:
-      return 4;
-    case StateType::kFloat64:
-      return 8;
-    default:
-      return 2;
-  }
-}
-
 bool aligned(const StepProblem& p) {
   const int64_t bytes = element_bytes(p.type);
   const auto misses = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16; };
