@@ -9,7 +9,7 @@ namespace ak::cuda {
 namespace {
 
 template <class T, int vector, int threads>
-__global__ void __launch_bounds__(kBlockThreads) residual_kernel(const __grid_constant__ ResidualProblem p) {
+__global__ void __launch_bounds__(kBlockThreads, 8) residual_kernel(const __grid_constant__ ResidualProblem p) {
   constexpr int kTeams = kBlockThreads / threads;
   __shared__ ResidualSpace<threads> spaces[kTeams];
   const int in_block = threads == kWarp ? int(threadIdx.x) / kWarp : 0;
