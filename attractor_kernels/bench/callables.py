@@ -22,6 +22,7 @@ from .gate import LOOSE_TOLERANCE
 from .gating import admit, time_entries
 from .peers import require_torchdeq
 from .results import Row
+from .timing import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,19 @@ CONTENDERS: Sequence[Contender] = (
 )
 
 
-def run_callable(case: CallableCase, budget: float, min_repeats: int = 5) -> Row:
-    """Gates and times one case."""
-    problem: Any = CallableProblem(case)
-    row = Row("callable", case.name, case.batch, case.tokens * case.width, "float32", "forward", case.steps)
-    runners = {c.name: admit(c, problem, "forward", case.steps, row) for c in CONTENDERS}
-    time_entries(row, runners, budget, min_repeats)
+def run_callable(
+    case: CallableCase,
+    budget: float,
+    min_repeats: int = 5,
+    *,
+    problem: Any = None,
+    contenders: Sequence[Contender] = CONTENDERS,
+    stopwatch: Stopwatch | None = None,
+) -> Row:
+    """Gates and times one case; problem: what is solved, None: the case's own."""
+    problem = CallableProblem(case) if problem is None else problem
+    dtype = str(problem.z0.dtype).removeprefix("torch.")
+    row = Row("callable", case.name, case.batch, case.tokens * case.width, dtype, "forward", case.steps)
+    runners = {c.name: admit(c, problem, "forward", case.steps, row) for c in contenders}
+    time_entries(row, runners, budget, min_repeats, stopwatch)
     return row

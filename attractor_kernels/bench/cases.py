@@ -71,9 +71,12 @@ def family_matrix(family: str, dim: int) -> Tensor:  # [D, D] float64
 
 
 class Problem:
-    """A case with its tensors, and what the right answers are."""
+    """A case with its tensors, and what the right answers are.
 
-    def __init__(self, case: Case, seed: int = 0) -> None:
+    The tensors have the same values on every device; the answers are computed where they are, in float64.
+    """
+
+    def __init__(self, case: Case, seed: int = 0, device: torch.device | str = "cpu") -> None:
         self.case = case
         self.map: Map = MAPS[case.cell]
         generator = torch.Generator().manual_seed(1000 + seed)
@@ -81,11 +84,12 @@ class Problem:
         matrix = family_matrix(case.family, case.dim)
         scale = _INPUT_SCALE[case.family]
         u = self.map.injection(case.batch, case.dim, scale, generator)
-        self.u = u.to(dtype)  # [B, D], or [B, 2 D] for the gated cell
-        self.parameters = {name: p.to(dtype) for name, p in self.map.parameters(matrix, generator).items()}
-        self.z0 = torch.zeros(case.batch, case.dim, dtype=dtype)  # [B, D]
+        self.u = u.to(device, dtype)  # [B, D], or [B, 2 D] for the gated cell
+        self.parameters = {name: p.to(device, dtype) for name, p in self.map.parameters(matrix, generator).items()}
+        self.z0 = torch.zeros(case.batch, case.dim, dtype=dtype, device=device)  # [B, D]
         # What a loss would send back.
-        self.cotangent = torch.randn(case.batch, case.dim, generator=generator, dtype=torch.float64).to(dtype)
+        cotangent = torch.randn(case.batch, case.dim, generator=generator, dtype=torch.float64)
+        self.cotangent = cotangent.to(device, dtype)
 
     def leaves(self) -> dict[str, Tensor]:
         """Copies of every parameter and of the injection "u", all of which need a gradient."""
@@ -95,6 +99,12 @@ class Problem:
     @property
     def flops_per_row_step(self) -> int:
         return self.map.flops(self.case.dim)
+
+    @property
+    def moved_bytes(self) -> int:
+        """What a solve must move: the start and the injection are read, the state is written, the weights read once."""
+        tensors = [self.z0, self.z0, self.u, *self.parameters.values()]
+        return sum(t.numel() * t.element_size() for t in tensors)
 
     @cached_property
     def cell(self) -> tuple[nn.Cell, dict[str, Tensor]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .cases import Problem
-from .contenders import Contender, Runner, Unavailable, without_gradients
+from .contenders import Contender, Runner, Unavailable, unrolled, without_gradients
 
 _TRIALS = 5
 
@@ -20,15 +20,22 @@ def forms(problem: Problem, steps: int) -> dict[str, Callable[[], Tensor]]:
     """The loop as one graph of all its steps, and as inductor's own while_loop.
 
     A compiled step called from a Python loop is not among them: it checks its guards at every call, and was slower
-    than one of these two at every shape.
+    than one of these two at every shape. On a device it is the only one: the graph of all steps takes long to compile,
+    and the while_loop reads its condition on the host.
     """
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    if problem.z0.device.type != "cpu":
+        step_by_step = unrolled(problem, {**problem.parameters, "u": problem.u}, steps, compile_step)
+        return {"a compiled step": step_by_step}
     problem_map, names = problem.map, list(problem.parameters)
     weights = tuple(problem.parameters.values())
 
     def step_of(u: Tensor, given: tuple[Tensor, ...]) -> Callable[[Tensor], Tensor]:
         return problem_map.step(u, dict(zip(names, given, strict=True)))
 
-    def unrolled(z: Tensor, u: Tensor, *given: Tensor) -> Tensor:
+    def all_steps(z: Tensor, u: Tensor, *given: Tensor) -> Tensor:
         step = step_of(u, given)
         for _ in range(steps):
             z = step(z)
@@ -41,15 +48,17 @@ def forms(problem: Problem, steps: int) -> dict[str, Callable[[], Tensor]]:
         start = torch.zeros((), dtype=torch.int64)
         return while_loop(lambda i, z: i < limit, lambda i, z: (i + 1, step(z)), (start, z))[1]
 
-    import torch._dynamo
-
-    torch._dynamo.reset()
-    one, other = (torch.compile(form, dynamic=False) for form in (unrolled, looped))
+    one, other = (torch.compile(form, dynamic=False) for form in (all_steps, looped))
     limit = torch.tensor(steps)
     return {
         "all steps in one graph": lambda: one(problem.z0, problem.u, *weights),
         "while_loop": lambda: other(problem.z0, problem.u, limit, *weights),
     }
+
+
+def compile_step(step: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """One evaluation of a map, compiled for its shape."""
+    return torch.compile(step, dynamic=False)
 
 
 def fastest(calls: Mapping[str, Callable[[], Any]]) -> tuple[str, Callable[[], Any]]:

@@ -100,19 +100,25 @@ def bound_cell(problem: Problem, train: bool) -> tuple[Any, dict[str, Tensor]]:
     return cell.bind_injection(u), {**parameters, "u": u}
 
 
-def picard_steps(problem: Problem) -> int:
+def picard_steps(problem: Problem, backend: str = "auto") -> int:
     """Steps of the slowest row of a Picard solve at the tolerance of the cases: what naive unrolling must take."""
     bound, _ = bound_cell(problem, train=False)
     with torch.no_grad():
         _, info = ak.fixed_point(
-            bound, problem.z0, solver=ak.Picard(), rtol=RTOL, max_steps=MAX_STEPS, precision="full"
+            bound,
+            problem.z0,
+            solver=ak.Picard(),
+            rtol=RTOL,
+            max_steps=MAX_STEPS,
+            precision="full",
+            backend=backend,
         )
     info.raise_if_failed()
     return int(info.steps.max())
 
 
-def ours(solver: str, precision: str) -> Contender:
-    """This package through its front door, `ak.fixed_point`."""
+def ours(solver: str, precision: str, backend: str = "auto") -> Contender:
+    """This package through its front door, `ak.fixed_point`; a backend asked for by name is part of the name."""
 
     def build(problem: Problem, which: str, steps: int) -> Runner:
         bound, leaves = bound_cell(problem, train=which != "forward")
@@ -120,14 +126,25 @@ def ours(solver: str, precision: str) -> Contender:
 
         def solve() -> Tensor:
             z, last[0] = ak.fixed_point(
-                bound, problem.z0, solver=SOLVERS[solver], rtol=RTOL, max_steps=MAX_STEPS, precision=precision
+                bound,
+                problem.z0,
+                solver=SOLVERS[solver],
+                rtol=RTOL,
+                max_steps=MAX_STEPS,
+                precision=precision,
+                backend=backend,
             )
             return z
 
         runner = (
             without_gradients(solve) if which == "forward" else differentiable(solve, leaves, problem.cotangent, which)
         )
-        runner.call()
+        try:
+            runner.call()
+        except ValueError as error:
+            if backend == "auto":
+                raise
+            raise Unavailable(str(error)) from error
         info = last[0]
         try:
             info.raise_if_failed()
@@ -142,17 +159,21 @@ def ours(solver: str, precision: str) -> Contender:
         return runner
 
     return Contender(
-        name=f"{solver} {precision}",
-        about=f"ak.fixed_point, solver {solver}, precision {precision}",
+        name=f"{solver} {precision}" if backend == "auto" else f"{solver} {precision} {backend}",
+        about=f"ak.fixed_point, solver {solver}, precision {precision}, backend {backend}",
         passes=("forward", "backward", "forward+backward"),
         build=build,
         ours=True,
     )
 
 
-def unrolled(problem: Problem, leaves: Mapping[str, Tensor], steps: int) -> Callable[[], Tensor]:
-    """`steps` evaluations of the map, one after the other."""
+def unrolled(
+    problem: Problem, leaves: Mapping[str, Tensor], steps: int, wrap: Callable[[Any], Any] | None = None
+) -> Callable[[], Tensor]:
+    """`steps` evaluations of the map, one after the other; wrap: what is made of the map first."""
     step = problem.map.step(leaves["u"], {name: leaf for name, leaf in leaves.items() if name != "u"})
+    if wrap is not None:
+        step = wrap(step)
     z0 = problem.z0
 
     def solve() -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 from .contenders import Contender, Runner, Unavailable
 from .gate import check
 from .results import Entry, Row
-from .timing import measure
+from .timing import Stopwatch, measure
 
 
 def admit(contender: Contender, problem: Any, which: str, steps: int, row: Row) -> Runner | None:
@@ -35,11 +35,19 @@ def admit(contender: Contender, problem: Any, which: str, steps: int, row: Row) 
     return runner
 
 
-def time_entries(row: Row, runners: Mapping[str, Runner | None], budget: float, min_repeats: int) -> None:
-    """Times those who were admitted, and writes it into the row."""
+def time_entries(
+    row: Row,
+    runners: Mapping[str, Runner | None],
+    budget: float,
+    min_repeats: int,
+    stopwatch: Stopwatch | None = None,
+) -> None:
+    """Times those who were admitted, and writes it into the row; stopwatch None: by the host's clock."""
     calls = {name: runner.call for name, runner in runners.items() if runner is not None}
-    hints = {name: r.hint for name, r in runners.items() if r is not None and r.hint is not None}
-    for name, timing in measure(calls, budget, hints=hints, min_repeats=min_repeats).items():
+    # The first call was timed by the host, which says nothing of a device.
+    timed = {name: r.hint for name, r in runners.items() if r is not None and r.hint is not None}
+    hints = timed if stopwatch is None else None
+    for name, timing in measure(calls, budget, hints=hints, min_repeats=min_repeats, stopwatch=stopwatch).items():
         entry = row.entries[name]
         entry.seconds, entry.low, entry.high = timing.median, timing.low, timing.high
         entry.repeats, entry.calls = timing.repeats, timing.calls

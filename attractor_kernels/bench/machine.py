@@ -41,9 +41,10 @@ def facts_module() -> Any | None:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, system and threads."""
+    """Processor, system and threads; where torch has a CUDA device, "gpu" too."""
     cpu = _cpu_info()
     facts = facts_module()
+    gpu = {"gpu": _gpu_info()} if torch.cuda.is_available() else {}
     return {
         "cpu": cpu["model"],
         "flags": cpu["flags"],
@@ -52,6 +53,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "architecture": platform.machine(),
         "instruction_set": facts.instruction_set() if facts is not None else None,
+        **gpu,
     }
 
 
@@ -103,6 +105,33 @@ def _version(distribution: str) -> str | None:
 def _git(folder: Path, *arguments: str) -> str:
     done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def _gpu_info() -> dict[str, Any]:
+    """The current CUDA device, its driver and clocks, and what code for it is made with."""
+    properties = torch.cuda.get_device_properties()
+    query = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={','.join(query)}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+        told = dict(zip(query, (part.strip() for part in done.stdout.splitlines()[0].split(",")), strict=True))
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        told = {"nvidia-smi": f"failed: {error}"}
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "l2_bytes": properties.L2_cache_size,
+        "cuda": torch.version.cuda,
+        "triton": _version("triton"),
+        **told,
+    }
 
 
 def _cpu_info() -> dict[str, Any]:

@@ -46,6 +46,10 @@ class Map(ABC):
     def flops(self, dim: int) -> int:
         """Floating-point operations in the products of one step of one row."""
 
+    def activations(self, dim: int) -> int:
+        """Activations evaluated in one step of one row."""
+        return dim
+
     @abstractmethod
     def make_cell(self, leaves: dict[str, Tensor]) -> tuple[nn.Cell, dict[str, Tensor]]:
         """The cell that is this map, and its parameters by the names used here."""
@@ -58,7 +62,7 @@ class Map(ABC):
 def load(cell: torch.nn.Module, values: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
     """Give a cell's parameters these values; `names` says what they are called here -> in the cell."""
     first = next(iter(values.values()))
-    cell.to(first.dtype)
+    cell.to(first.device, first.dtype)
     own = dict(cell.named_parameters())
     with torch.no_grad():
         for here, there in names.items():
@@ -181,6 +185,9 @@ class GatedMap(Map):
 
     def flops(self, dim: int) -> int:
         return 4 * dim * dim
+
+    def activations(self, dim: int) -> int:
+        return 2 * dim
 
     def make_cell(self, leaves: dict[str, Tensor]) -> tuple[nn.Cell, dict[str, Tensor]]:
         dim = leaves["weight"].shape[1]

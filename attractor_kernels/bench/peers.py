@@ -86,6 +86,11 @@ def _build_jax(problem: Problem, which: str, steps: int) -> Runner:
         raise Unavailable("JAX is not installed") from error
     if problem.z0.dtype == torch.float64:
         jax.config.update("jax_enable_x64", True)
+    if problem.z0.device.type == "cuda":
+        if jax.default_backend() != "gpu":
+            raise Unavailable(f"JAX runs on {jax.default_backend()}, not on the device")
+        # There its default would round the operands of float32 products.
+        jax.config.update("jax_default_matmul_precision", "highest")
     make_step = problem.map.jax_step
 
     def solve(z0: Any, u: Any, parameters: dict[str, Any]) -> Any:
@@ -104,10 +109,17 @@ def _build_jax(problem: Problem, which: str, steps: int) -> Runner:
         return jax.lax.while_loop(going_on, body, (0, z0, jnp.asarray(jnp.inf, z0.dtype)))
 
     compiled = jax.jit(solve)
-    arrays = jnp.asarray(problem.z0.numpy()), jnp.asarray(problem.u.numpy())
-    parameters = {name: jnp.asarray(p.numpy()) for name, p in problem.parameters.items()}
+
+    def array(tensor: Tensor) -> Any:
+        return jnp.asarray(tensor.cpu().numpy())
+
+    arrays = array(problem.z0), array(problem.u)
+    parameters = {name: array(p) for name, p in problem.parameters.items()}
+    on_device = problem.z0.device.type == "cuda"
 
     def call() -> Any:
+        if on_device:
+            torch.cuda.synchronize()  # JAX has a stream of its own
         return jax.block_until_ready(compiled(*arrays, parameters))
 
     def results(returned: Any) -> Mapping[str, Tensor]:

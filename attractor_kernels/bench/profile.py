@@ -81,7 +81,7 @@ def take_apart(case: Case, solver: str = "auto", precision: str = "full", budget
     timings = {name: timing.median for name, timing in measure(calls, budget).items()}
     parts = split(timings, even, row_steps / case.batch)
     flops = row_steps * problem.flops_per_row_step
-    moved = _bytes(problem)
+    moved = problem.moved_bytes
     return Profile(
         case=str(case),
         solver=solver,
@@ -154,12 +154,6 @@ def split(timings: dict[str, float], even: int, mean: float) -> dict[str, float]
     parts["mixing"] = (timings["even"] - picard) * scale
     parts["waiting"] = timings["solve"] - sum(parts.values())
     return parts
-
-
-def _bytes(problem: Problem) -> int:
-    """The start and the injection are read, the state is written, the weights are read once."""
-    tensors = [problem.z0, problem.z0, problem.u, *problem.parameters.values()]
-    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _counts(problem: Problem, call: Callable[[], Any], slowest: int) -> dict[str, Calls]:

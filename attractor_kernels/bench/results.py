@@ -76,6 +76,22 @@ class Row:
         own = max(mine - floor, 0.001 * floor)
         return {"ours": mine - floor, "torchdeq": theirs - floor, "ratio": (theirs - floor) / own}
 
+    def to_json(self) -> dict[str, Any]:
+        value = asdict(self)
+        value["pass"] = value.pop("which")
+        mine = [e.name for e in self.entries.values() if e.ours]
+        value["ratios"] = {
+            m: {t: r for t in self.entries if t not in mine and (r := self.ratio(t, m)) is not None} for m in mine
+        }
+        value["step_costs"] = self.step_costs()
+        return value
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Row:
+        entries = {name: Entry(**entry) for name, entry in value["entries"].items()}
+        fields = {k: value[k] for k in ("cell", "family", "batch", "dim", "dtype", "picard_steps")}
+        return cls(**fields, which=value["pass"], entries=entries)
+
 
 @dataclass
 class Report:
@@ -119,18 +135,8 @@ class Report:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        rows = []
-        for row in self.rows:
-            value = asdict(row)
-            value["pass"] = value.pop("which")
-            mine = [e.name for e in row.entries.values() if e.ours]
-            value["ratios"] = {
-                m: {t: r for t in row.entries if t not in mine and (r := row.ratio(t, m)) is not None} for m in mine
-            }
-            value["step_costs"] = row.step_costs()
-            rows.append(value)
         head = {"schema": SCHEMA, **{k: v for k, v in asdict(self).items() if k != "rows"}}
-        return {**head, "summaries": self.summaries(), "rows": rows}
+        return {**head, "summaries": self.summaries(), "rows": [row.to_json() for row in self.rows]}
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,13 +146,8 @@ class Report:
     def from_json(cls, value: dict[str, Any]) -> Report:
         if value.get("schema") != SCHEMA:
             raise ValueError(f"schema of the results must be {SCHEMA}, got {value.get('schema')!r}")
-        rows = []
-        for raw in value["rows"]:
-            entries = {name: Entry(**entry) for name, entry in raw["entries"].items()}
-            fields = {k: raw[k] for k in ("cell", "family", "batch", "dim", "dtype", "picard_steps")}
-            rows.append(Row(**fields, which=raw["pass"], entries=entries))
         head = {k: value[k] for k in ("date", "commit", "machine", "versions", "settings")}
-        return cls(**head, rows=rows)
+        return cls(**head, rows=[Row.from_json(row) for row in value["rows"]])
 
     @classmethod
     def read(cls, path: Path) -> Report:

@@ -15,6 +15,7 @@ from .gate import TOLERANCE
 from .gating import admit, time_entries
 from .peers import BASELINES
 from .results import Entry, Report, Row
+from .timing import Stopwatch
 
 # Beside the headline cell and dtype everything is compared; elsewhere what the gain means is read off these two.
 SHORT_BASELINES = ("naive", "floor")
@@ -85,18 +86,30 @@ class Watcher:
     done: Callable[[], None] = field(default=lambda: None)
 
 
-def run_case(problem: Problem, which: str, contenders: Sequence[Contender], budget: float, min_repeats: int = 5) -> Row:
-    """Gates and times the contenders of one case."""
+def run_case(
+    problem: Problem,
+    which: str,
+    contenders: Sequence[Contender],
+    budget: float,
+    min_repeats: int = 5,
+    *,
+    stopwatch: Stopwatch | None = None,
+    counted_by: str = "auto",
+) -> Row:
+    """Gates and times the contenders of one case.
+
+    stopwatch: None: the host's clock. counted_by: backend of the Picard solve that says how many steps others take.
+    """
     case = problem.case
     row = Row(case.cell, case.family, case.batch, case.dim, case.dtype, which, picard_steps=0)
     try:
-        row.picard_steps = steps = picard_steps(problem)
+        row.picard_steps = steps = picard_steps(problem, counted_by)
     except ak.ConvergenceError as error:
         why = f"nobody was timed: the Picard solve that counts the steps failed: {error}"
         row.entries = {c.name: Entry(c.name, c.ours, why=why) for c in contenders}
         return row
     runners = {contender.name: admit(contender, problem, which, steps, row) for contender in contenders}
-    time_entries(row, runners, budget, min_repeats)
+    time_entries(row, runners, budget, min_repeats, stopwatch)
     return row
 
 

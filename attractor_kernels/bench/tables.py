@@ -142,7 +142,9 @@ def step_cost_lines(report: Report) -> list[str]:
 
 def machine_line(report: Report) -> str:
     where, versions = report.machine, report.versions
+    gpu = where.get("gpu")
     parts = [
+        *([f"{gpu['name']}, driver {gpu.get('driver_version', 'unknown')}, CUDA {gpu['cuda']}"] if gpu else []),
         f"{where['cpu']}, {where['threads']} thread{'s' if where['threads'] != 1 else ''}",
         f"kernels {where['instruction_set'] or 'unknown'}",
         *(f"{name} {versions[name]}" for name in ("torch", "torchdeq", "jax") if name in versions),

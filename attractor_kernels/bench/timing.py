@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 Call = Callable[[], Any]
 
@@ -30,6 +30,37 @@ class Timing:
     calls: int
 
 
+class Stopwatch(Protocol):
+    """What measures a call: the host's clock, or events of a device that runs behind the host.
+
+    Attributes:
+        shortest: a sample lasts at least this long; shorter calls are repeated within it.
+        overhead: seconds spent around every call that are not part of its time.
+    """
+
+    shortest: float
+    overhead: float
+
+    def sample(self, call: Call, repeats: int) -> float:
+        """Seconds per call."""
+        ...
+
+
+@dataclass
+class HostClock:
+    """The time that passes on the host."""
+
+    clock: Callable[[], float] = time.perf_counter
+    shortest: float = SAMPLE_SECONDS
+    overhead: float = 0.0
+
+    def sample(self, call: Call, repeats: int) -> float:
+        start = self.clock()
+        for _ in range(repeats):
+            call()
+        return (self.clock() - start) / repeats
+
+
 def measure(
     calls: Mapping[str, Call],
     budget: float,
@@ -38,6 +69,7 @@ def measure(
     min_repeats: int = MIN_REPEATS,
     max_repeats: int = MAX_REPEATS,
     clock: Callable[[], float] = time.perf_counter,
+    stopwatch: Stopwatch | None = None,
 ) -> dict[str, Timing]:
     """Times callables against each other.
 
@@ -46,14 +78,16 @@ def measure(
     others sits out rounds evenly, so that all of them cover the same stretch of time.
 
     hints: seconds an earlier call took, by name. That call counts as the warm-up; a long one is taken at its word.
+    stopwatch: None: the host's `clock`.
     """
+    watch = HostClock(clock) if stopwatch is None else stopwatch
     inner, once = {}, {}
     for name, call in calls.items():
-        once[name], inner[name] = _calibrate(call, clock, (hints or {}).get(name))
+        once[name], inner[name] = _calibrate(call, watch, (hints or {}).get(name))
     share = budget / max(len(calls), 1)
     quota = {}
     for name in calls:
-        fitting = int(share / (once[name] * inner[name]))
+        fitting = int(share / ((once[name] + watch.overhead) * inner[name]))
         quota[name] = min(max(fitting, min_repeats if fitting else min(SLOW_REPEATS, min_repeats)), max_repeats)
     rounds = max(quota.values(), default=0)
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -61,29 +95,22 @@ def measure(
         for turn in range(rounds):
             for name, call in calls.items():
                 if (turn + 1) * quota[name] // rounds > turn * quota[name] // rounds:
-                    samples[name].append(_sample(call, inner[name], clock))
+                    samples[name].append(watch.sample(call, inner[name]))
     return {name: _summary(samples[name], inner[name]) for name in calls}
 
 
-def _calibrate(call: Call, clock: Callable[[], float], hint: float | None) -> tuple[float, int]:
+def _calibrate(call: Call, watch: Stopwatch, hint: float | None) -> tuple[float, int]:
     """Seconds of a warm call, and how many of them make a sample."""
-    if hint is not None and hint > 100 * SAMPLE_SECONDS:
+    if hint is not None and hint > 100 * watch.shortest:
         return hint, 1
     if hint is None:
         call()
-    seconds = _sample(call, 1, clock)
-    if seconds < 20 * SAMPLE_SECONDS:
+    seconds = watch.sample(call, 1)
+    if seconds < 20 * watch.shortest:
         # The first estimate of something short is mostly noise; an interruption only ever lengthens one.
-        seconds = min(seconds, *(_sample(call, 5, clock) for _ in range(3)))
+        seconds = min(seconds, *(watch.sample(call, 5) for _ in range(3)))
     seconds = max(seconds, 1e-9)
-    return seconds, max(1, -int(-SAMPLE_SECONDS // seconds))
-
-
-def _sample(call: Call, repeats: int, clock: Callable[[], float]) -> float:
-    start = clock()
-    for _ in range(repeats):
-        call()
-    return (clock() - start) / repeats
+    return seconds, max(1, -int(-watch.shortest // seconds))
 
 
 def _summary(samples: list[float], calls: int) -> Timing:

@@ -1,0 +1,182 @@
+"""Section `maps`: a map the package does not know, solved by a loop on the device, a loop on the host, and others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import attractor_kernels as ak
+from attractor_kernels.bench.callables import CONTENDERS, run_callable
+from attractor_kernels.bench.contenders import Contender, Runner, Unavailable, without_gradients
+from attractor_kernels.bench.gate import TOLERANCE
+
+from .cells import wrong
+from .context import Cases, Context, Result
+from .device import Device
+from .floors import Floor
+from .sizes import Transformer
+
+# Of a state in each dtype after the steps of a case; what remains is the dtype's own rounding.
+TOLERANCES = {"float32": TOLERANCE, "bfloat16": 3e-2}
+
+
+def cases(context: Context) -> Cases:
+    """One a map and batch."""
+    for case in context.sizes.maps:
+        yield str(case), lambda case=case: run_map(context, case)
+
+
+class TransformerProblem:
+    """f(z) = h / 2 where h is what pre-norm blocks of attention and MLP make of z + x; weights small, so f contracts."""
+
+    def __init__(self, case: Transformer, device: torch.device) -> None:
+        self.case = case
+        dtype = getattr(torch, case.dtype)
+        generator = torch.Generator().manual_seed(case.width)
+        width = case.width
+
+        def weight(outputs: int, inputs: int) -> Tensor:
+            return (0.3 * inputs**-0.5 * torch.randn(outputs, inputs, generator=generator)).to(device, dtype)
+
+        shapes = {"qkv": (3 * width, width), "out": (width, width), "up": (4 * width, width), "down": (width, 4 * width)}
+        self.blocks = [{name: weight(*shape) for name, shape in shapes.items()} for _ in range(case.blocks)]
+        shape = (case.batch, case.tokens, width)
+        self.x = torch.randn(shape, generator=generator).to(device, dtype)
+        self.z0 = torch.zeros_like(self.x)
+
+    def apply(self, z: Tensor, x: Tensor, blocks: Sequence[dict[str, Tensor]]) -> Tensor:
+        """f, in the dtype of its arguments."""
+        batch, tokens, width = z.shape
+        h = z + x
+        for block in blocks:
+            qkv = functional.linear(functional.rms_norm(h, (width,)), block["qkv"])
+            heads = qkv.view(batch, tokens, 3, self.case.heads, -1).permute(2, 0, 3, 1, 4)
+            mixed = functional.scaled_dot_product_attention(*heads.unbind())
+            h = h + functional.linear(mixed.transpose(1, 2).reshape(batch, tokens, width), block["out"])
+            up = functional.gelu(functional.linear(functional.rms_norm(h, (width,)), block["up"]))
+            h = h + functional.linear(up, block["down"])
+        return 0.5 * h
+
+    def step(self, z: Tensor) -> Tensor:
+        return self.apply(z, self.x, self.blocks)
+
+    @cached_property
+    def solution(self) -> Tensor:
+        """The fixed point of the first problem alone, in float64; its residual is checked."""
+        x = self.x[:1].double()
+        blocks = [{name: w.double() for name, w in block.items()} for block in self.blocks]
+        z = torch.zeros_like(x)
+        for _ in range(200):
+            f = self.apply(z, x, blocks)
+            if float((f - z).norm() / f.norm()) < 1e-9:
+                return f
+            z = f
+        raise RuntimeError(f"{self.case} did not converge in float64")
+
+    def expected(self, which: str) -> dict[str, Tensor]:
+        return {"z": self.solution.flatten(1)}
+
+
+def _first(z: Tensor) -> dict[str, Tensor]:
+    """The problem whose answer is known; all are solved by the same launches."""
+    return {"z": z[:1].flatten(1)}
+
+
+def _options(steps: int) -> dict[str, Any]:
+    # A tolerance of 0 and as many steps at least as at most: everybody takes the same number.
+    return dict(solver=ak.Anderson(), rtol=0.0, max_steps=steps, min_steps=steps)
+
+
+def _solved(name: str, about: str, solve: Callable[[Any, int], tuple[Tensor, Any]], ours: bool) -> Contender:
+    def build(problem: Any, which: str, steps: int) -> Runner:
+        with torch.no_grad():
+            _, info = solve(problem, steps)
+        if int(info.steps.min()) != steps:
+            raise Unavailable(f"took {int(info.steps.min())} steps where {steps} were asked for")
+        runner = without_gradients(lambda: solve(problem, steps)[0])
+        return Runner(runner.call, _first, {"steps_mean": float(steps), "steps_max": steps, "backend": info.backend})
+
+    return Contender(name, about, ("forward",), build, ours=ours)
+
+
+def _front_door(problem: Any, steps: int) -> tuple[Tensor, Any]:
+    return ak.fixed_point(problem.step, problem.z0, **_options(steps))
+
+
+def _eager(problem: Any, steps: int) -> tuple[Tensor, Any]:
+    return ak.fixed_point(problem.step, problem.z0, backend="reference", **_options(steps))
+
+
+def host_loop(backend: str) -> Callable[[Any, int], tuple[Tensor, Any]]:
+    """The loop that the host drives, whatever the front door would choose."""
+
+    def solve(problem: Any, steps: int) -> tuple[Tensor, Any]:
+        from attractor_kernels.solve.loop import run_loop
+        from attractor_kernels.solve.spec import make_spec
+
+        options = dict(_options(steps), gradient=ak.Implicit(), atol=0.0, batch_ndim=1, mixing_ndim=None)
+        spec = make_spec(**options, keep="last", trace=False, precision="full", backend=backend)
+        return run_loop(problem.step, problem.z0, spec, backend)
+
+    return solve
+
+
+def _map_alone(device: Device) -> Contender:
+    def build(problem: Any, which: str, steps: int) -> Runner:
+        def call() -> Tensor:
+            z = problem.z0
+            with torch.no_grad():
+                for _ in range(steps):
+                    z = problem.step(z)
+            return z
+
+        return Runner(device.capture(call), None, {"steps_max": steps})
+
+    return Contender("floor", "the map alone, as many times, launched at once", ("forward",), build)
+
+
+def run_map(context: Context, case: Transformer) -> Result:
+    """One map: checked, timed, and what the loop adds to the map."""
+    device, sizes = context.device, context.sizes
+    problem: Any = TransformerProblem(case, device.where)
+    torchdeq = next(contender for contender in CONTENDERS if contender.name == "torchdeq anderson")
+    contenders = [
+        _solved("anderson", "ak.fixed_point, as it chooses", _front_door, ours=True),
+        *(
+            _solved(f"host loop {name}", f"steps by {name}, driven by the host", host_loop(name), ours=True)
+            for name in device.backends
+            if name != "reference"
+        ),
+        _solved("torch loop", "the same loop in plain torch", _eager, ours=False),
+        replace(torchdeq, build=_cut_to_first(torchdeq)),
+        _map_alone(device),
+    ]
+    tolerance = TOLERANCES[case.dtype]
+    contenders = [replace(contender, tolerances=(tolerance, tolerance)) for contender in contenders]
+    row = run_callable(
+        case,  # type: ignore[arg-type]
+        sizes.seconds,
+        sizes.repeats,
+        problem=problem,
+        contenders=contenders,
+        stopwatch=device.stopwatch,
+    )
+    floor = row.entries["floor"].seconds
+    for entry in row.entries.values():
+        if entry.ours and floor is not None:
+            entry.facts |= Floor(floor, "the map").facts()
+    return {"rows": [row.to_json()], "problems": wrong(row)}
+
+
+def _cut_to_first(contender: Contender) -> Callable[[Any, str, int], Runner]:
+    def build(problem: Any, which: str, steps: int) -> Runner:
+        runner = contender.build(problem, which, steps)
+        return replace(runner, results=_first)
+
+    return build
