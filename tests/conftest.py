@@ -15,6 +15,21 @@ settings.register_profile("ci", settings.get_profile("default"), derandomize=Tru
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device",
+        choices=("cuda", "cpu"),
+        default="cuda",
+        help="where the tests of tests/gpu run; cpu puts the CPU backend in the GPU's place, to prove the tests",
+    )
+
+
+def pytest_runtest_setup(item):
+    wanted = item.get_closest_marker("gpu") is not None and item.config.getoption("--device") == "cuda"
+    if wanted and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(autouse=True)
 def _same_start():
     """No test sees another's random state, default dtype, thread count or product precision.

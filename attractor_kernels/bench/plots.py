@@ -84,8 +84,9 @@ def _ratio_bars(axis: Axes, report: Report, rows: Sequence[Row], mine: str) -> N
     axis.set_ylim(low, high * 2.5)  # room for the numbers
     axis.set_ylabel("times faster")
     axis.spines[["top", "right"]].set_visible(False)
-    # Beside the title, where no bar and no number reaches.
-    axis.legend(ncols=len(names) or 1, fontsize=7, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    if axis.get_legend_handles_labels()[0]:  # nobody may have been there to compare with
+        # Beside the title, where no bar and no number reaches.
+        axis.legend(ncols=len(names), fontsize=7, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0))
 
 
 def number(ratio: float) -> str:

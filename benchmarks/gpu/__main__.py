@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 
 from .context import Context
-from .sections import SECTIONS, chosen
+from .sections import chosen
 from .state import State
 from .supervisor import Deadline, run_here, run_watched
 
@@ -28,7 +29,7 @@ def main(
     """Build, prove and measure on the GPU of this machine. Exit status 1 where anything is wrong."""
     console = Console()
     if not console.is_terminal:
-        console.width = max(console.width, 160)
+        console.width = max(console.width, 180)
     try:
         sections = chosen([name for value in only or [] for name in value.split(",")], start)
     except ValueError as error:
@@ -61,7 +62,7 @@ def main(
         raise typer.Exit(1)
 
 
-def _tell(state: State, say) -> None:  # type: ignore[no-untyped-def]
+def _tell(state: State, say: Callable[[str], None]) -> None:
     for name, reason in state.failed.items():
         say(f"  failed: {name}: {reason}")
     for problem in state.problems:
@@ -71,5 +72,4 @@ def _tell(state: State, say) -> None:  # type: ignore[no-untyped-def]
 
 
 if __name__ == "__main__":
-    assert SECTIONS
     typer.run(main)

@@ -13,7 +13,7 @@ from attractor_kernels.bench.contenders import bound_cell, picard_steps, unrolle
 from attractor_kernels.bench.maps import MAPS
 
 from .context import Cases, Context, Result
-from .maps import TransformerProblem
+from .maps import WARM_UPS, TransformerProblem
 
 _STEPS = 20
 _SOLVE: dict[str, Any] = dict(rtol=RTOL, max_steps=MAX_STEPS)
@@ -30,12 +30,13 @@ def cases(context: Context) -> Cases:
     unknown = TransformerProblem(context.sizes.maps[0], context.device.where)
     for solver in (ak.Picard(), ak.Anderson()):
         name = f"unknown map {type(solver).__name__.lower()}"
-        yield name, lambda solver=solver: _counted(context, _unknown(unknown, solver))
-    yield "unknown map torch loop", lambda: _counted(context, _unknown(unknown, ak.Anderson(), "reference"))
+        yield name, lambda solver=solver: _counted(context, _layer(unknown, solver))
+    yield "unknown map torch loop", lambda: _counted(context, _layer(unknown, ak.Anderson(), "reference"))
 
 
 def _counted(context: Context, call: Callable[[], Any]) -> Result:
-    backend = call()
+    for _ in range(WARM_UPS):
+        backend = call()
     facts = {"backend": backend} if isinstance(backend, str) else {}
     return {**context.device.activity(call), **facts}
 
@@ -71,11 +72,14 @@ def _naive(problem: Problem) -> Callable[[], Any]:
     return call
 
 
-def _unknown(problem: TransformerProblem, solver: ak.Picard | ak.Anderson, backend: str = "auto") -> Callable[[], Any]:
+def _layer(problem: TransformerProblem, solver: ak.Picard | ak.Anderson, backend: str = "auto") -> Callable[[], Any]:
     options: dict[str, Any] = dict(rtol=0.0, max_steps=_STEPS, min_steps=_STEPS, backend=backend)
+    layer = ak.nn.FixedPoint(problem.module, solver=solver, **options)
 
     def call() -> str:
         with torch.no_grad():
-            return ak.fixed_point(problem.step, problem.z0, solver=solver, **options)[1].backend
+            layer(problem.x)
+        assert layer.info is not None
+        return layer.info.backend
 
     return call

@@ -35,6 +35,11 @@ class Device(ABC):
     backends: tuple[str, ...]
     stopwatch: Stopwatch
 
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """The backends with kernels of ours."""
+        return tuple(name for name in self.backends if name != "reference")
+
     @abstractmethod
     def synchronize(self) -> None: ...
 

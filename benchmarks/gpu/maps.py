@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,9 @@ from .device import Device
 from .floors import Floor
 from .sizes import Transformer
 
+# Solves before a layer does what it will do from then on: the first is examined, the second recorded.
+WARM_UPS = 3
+
 # Of a state in each dtype after the steps of a case; what remains is the dtype's own rounding.
 TOLERANCES = {"float32": TOLERANCE, "bfloat16": 3e-2}
 
@@ -32,48 +36,61 @@ def cases(context: Context) -> Cases:
         yield str(case), lambda case=case: run_map(context, case)
 
 
-class TransformerProblem:
-    """f(z) = h / 2 where h is what pre-norm blocks of attention and MLP make of z + x; weights small, so f contracts."""
+class TransformerMap(torch.nn.Module):
+    """f(z, x) = h / 2 where h is what pre-norm blocks of attention and MLP make of z + x; weights small, so it contracts.
 
-    def __init__(self, case: Transformer, device: torch.device) -> None:
-        self.case = case
-        dtype = getattr(torch, case.dtype)
-        generator = torch.Generator().manual_seed(case.width)
-        width = case.width
+    Only the module of a `FixedPoint` layer can be iterated on the device, hence a module.
+    """
 
-        def weight(outputs: int, inputs: int) -> Tensor:
-            return (0.3 * inputs**-0.5 * torch.randn(outputs, inputs, generator=generator)).to(device, dtype)
-
+    def __init__(self, width: int, heads: int, blocks: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(width)
         shapes = {"qkv": (3 * width, width), "out": (width, width), "up": (4 * width, width), "down": (width, 4 * width)}
-        self.blocks = [{name: weight(*shape) for name, shape in shapes.items()} for _ in range(case.blocks)]
-        shape = (case.batch, case.tokens, width)
-        self.x = torch.randn(shape, generator=generator).to(device, dtype)
-        self.z0 = torch.zeros_like(self.x)
+        self.heads = heads
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.ParameterDict(
+                {
+                    name: torch.nn.Parameter(0.3 * shape[1] ** -0.5 * torch.randn(shape, generator=generator))
+                    for name, shape in shapes.items()
+                }
+            )
+            for _ in range(blocks)
+        )
 
-    def apply(self, z: Tensor, x: Tensor, blocks: Sequence[dict[str, Tensor]]) -> Tensor:
-        """f, in the dtype of its arguments."""
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
         batch, tokens, width = z.shape
         h = z + x
-        for block in blocks:
+        for block in self.blocks:
             qkv = functional.linear(functional.rms_norm(h, (width,)), block["qkv"])
-            heads = qkv.view(batch, tokens, 3, self.case.heads, -1).permute(2, 0, 3, 1, 4)
+            heads = qkv.view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
             mixed = functional.scaled_dot_product_attention(*heads.unbind())
             h = h + functional.linear(mixed.transpose(1, 2).reshape(batch, tokens, width), block["out"])
             up = functional.gelu(functional.linear(functional.rms_norm(h, (width,)), block["up"]))
             h = h + functional.linear(up, block["down"])
         return 0.5 * h
 
+
+class TransformerProblem:
+    """The map with its input, and its fixed point."""
+
+    def __init__(self, case: Transformer, device: torch.device) -> None:
+        self.case = case
+        dtype = getattr(torch, case.dtype)
+        self.module = TransformerMap(case.width, case.heads, case.blocks).to(device, dtype).requires_grad_(False)
+        shape = (case.batch, case.tokens, case.width)
+        self.x = torch.randn(shape, generator=torch.Generator().manual_seed(case.tokens)).to(device, dtype)
+        self.z0 = torch.zeros_like(self.x)
+
     def step(self, z: Tensor) -> Tensor:
-        return self.apply(z, self.x, self.blocks)
+        return self.module(z, self.x)
 
     @cached_property
     def solution(self) -> Tensor:
         """The fixed point of the first problem alone, in float64; its residual is checked."""
-        x = self.x[:1].double()
-        blocks = [{name: w.double() for name, w in block.items()} for block in self.blocks]
+        x, module = self.x[:1].double(), copy.deepcopy(self.module).double()
         z = torch.zeros_like(x)
         for _ in range(200):
-            f = self.apply(z, x, blocks)
+            f = module(z, x)
             if float((f - z).norm() / f.norm()) < 1e-9:
                 return f
             z = f
@@ -96,7 +113,8 @@ def _options(steps: int) -> dict[str, Any]:
 def _solved(name: str, about: str, solve: Callable[[Any, int], tuple[Tensor, Any]], ours: bool) -> Contender:
     def build(problem: Any, which: str, steps: int) -> Runner:
         with torch.no_grad():
-            _, info = solve(problem, steps)
+            for _ in range(WARM_UPS):
+                _, info = solve(problem, steps)
         if int(info.steps.min()) != steps:
             raise Unavailable(f"took {int(info.steps.min())} steps where {steps} were asked for")
         runner = without_gradients(lambda: solve(problem, steps)[0])
@@ -105,26 +123,20 @@ def _solved(name: str, about: str, solve: Callable[[Any, int], tuple[Tensor, Any
     return Contender(name, about, ("forward",), build, ours=ours)
 
 
-def _front_door(problem: Any, steps: int) -> tuple[Tensor, Any]:
-    return ak.fixed_point(problem.step, problem.z0, **_options(steps))
-
-
-def _eager(problem: Any, steps: int) -> tuple[Tensor, Any]:
-    return ak.fixed_point(problem.step, problem.z0, backend="reference", **_options(steps))
-
-
-def host_loop(backend: str) -> Callable[[Any, int], tuple[Tensor, Any]]:
-    """The loop that the host drives, whatever the front door would choose."""
+def _layer() -> Callable[[Any, int], tuple[Tensor, Any]]:
+    """The layer, which is made once: what it learns of its module in its first solves is kept with it."""
+    made: dict[int, ak.nn.FixedPoint] = {}
 
     def solve(problem: Any, steps: int) -> tuple[Tensor, Any]:
-        from attractor_kernels.solve.loop import run_loop
-        from attractor_kernels.solve.spec import make_spec
-
-        options = dict(_options(steps), gradient=ak.Implicit(), atol=0.0, batch_ndim=1, mixing_ndim=None)
-        spec = make_spec(**options, keep="last", trace=False, precision="full", backend=backend)
-        return run_loop(problem.step, problem.z0, spec, backend)
+        layer = made.setdefault(steps, ak.nn.FixedPoint(problem.module, **_options(steps)))
+        return layer(problem.x), layer.info
 
     return solve
+
+
+def _host_loop(backend: str) -> Callable[[Any, int], tuple[Tensor, Any]]:
+    """A plain callable, which the host always iterates itself."""
+    return lambda problem, steps: ak.fixed_point(problem.step, problem.z0, backend=backend, **_options(steps))
 
 
 def _map_alone(device: Device) -> Contender:
@@ -147,13 +159,12 @@ def run_map(context: Context, case: Transformer) -> Result:
     problem: Any = TransformerProblem(case, device.where)
     torchdeq = next(contender for contender in CONTENDERS if contender.name == "torchdeq anderson")
     contenders = [
-        _solved("anderson", "ak.fixed_point, as it chooses", _front_door, ours=True),
+        _solved("layer", "ak.nn.FixedPoint, as it chooses", _layer(), ours=True),
         *(
-            _solved(f"host loop {name}", f"steps by {name}, driven by the host", host_loop(name), ours=True)
-            for name in device.backends
-            if name != "reference"
+            _solved(f"host loop {name}", f"steps by {name}, driven by the host", _host_loop(name), ours=True)
+            for name in device.kernels
         ),
-        _solved("torch loop", "the same loop in plain torch", _eager, ours=False),
+        _solved("torch loop", "the same loop in plain torch", _host_loop("reference"), ours=False),
         replace(torchdeq, build=_cut_to_first(torchdeq)),
         _map_alone(device),
     ]

@@ -103,9 +103,10 @@ def short_table(report: Report) -> Table:
     """A line a case and backend, with its fastest variant."""
     table = Table(title="fastest of ours, by backend", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("case", "ours", "time", "of floor", "bound by", *(f"{rival}\n/ ours" for rival in RIVALS)):
-        table.add_column(name, justify="left" if name in ("case", "ours", "bound by") else "right", no_wrap=True)
+        words = name in ("case", "ours", "bound by")
+        table.add_column(name, justify="left" if words else "right", no_wrap=True, min_width=None if words else 7)
     for row in report.rows:
-        name = f"{row.cell} {row.family} {row.shape} {row.dtype} {row.which}"
+        name = _name(row)
         for backend in _backends(row):
             entry = _best(row, backend)
             if entry is None:
@@ -124,6 +125,12 @@ def short_table(report: Report) -> Table:
                 *(_ratio(row, entry, names) for names in RIVALS.values()),
             )
     return table
+
+
+def _name(row: Row) -> str:
+    """What is not said is float32 and forward."""
+    rest = [word for word in (row.dtype, row.which) if word not in ("float32", "forward", "step")]
+    return " ".join([row.cell, row.family, row.shape, *rest])
 
 
 def _ratio(row: Row, entry: Entry, names: Iterable[str]) -> str:
@@ -159,8 +166,10 @@ def target_table(found: Sequence[Target]) -> Table:
 
 def renderables(states: dict[str, State], report: Report) -> list[RenderableType]:
     """What is printed last."""
-    found: list[RenderableType] = [target_table(targets(states)), section_table(states)]
-    return [short_table(report), *found] if report.rows else found
+    found: list[RenderableType] = [short_table(report)] if report.rows else []
+    if not report.settings["dry"]:  # a CPU is asked for nothing
+        found.append(target_table(targets(states)))
+    return [*found, section_table(states)]
 
 
 def _memory(states: dict[str, State]) -> dict[str, dict[str, int]]:
@@ -184,7 +193,7 @@ def _plot_fractions(report: Report, path: Path) -> Path:
     for row in report.rows:
         for backend in _backends(row):
             if (entry := _best(row, backend)) is not None and (reached := fraction(entry)) is not None:
-                lines.append((f"{row.cell} {row.family} {row.shape} {row.dtype} {row.which}, {entry.name}", reached))
+                lines.append((f"{_name(row)}, {entry.name}", reached))
     figure, axes = plots.new_figure(11, 1.5 + 0.25 * len(lines))
     axis = axes[0, 0]
     bars = axis.barh(range(len(lines)), [100 * value for _, value in lines], color=plots.COLOURS[0])

@@ -13,7 +13,7 @@ _MOST_LINES = 20
 
 def cases(context: Context) -> Cases:
     """Every backend under every tool."""
-    for backend in context.device.backends:
+    for backend in context.device.kernels:
         for tool in TOOLS:
             yield f"{tool} {backend}", lambda tool=tool, backend=backend: _run(context, tool, backend)
 

@@ -20,18 +20,18 @@ def cases(context: Context) -> Cases:
     yield "gpu", lambda: (_collect if context.dry else _run)(context)
 
 
-def _pytest(context: Context, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _pytest(context: Context, where: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     # A warning of another library on a machine nobody has seen yet is no failure of ours.
     command = context.python("-m", "pytest", "-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", *arguments)
     done = subprocess.run(
-        [*command, "tests"], cwd=ROOT, env=context.environment(), capture_output=True, text=True, check=False
+        [*command, where], cwd=ROOT, env=context.environment(), capture_output=True, text=True, check=False
     )
     print(done.stdout, done.stderr, file=sys.stderr)
     return done
 
 
 def _collect(context: Context) -> Result:
-    done = _pytest(context, "--collect-only")
+    done = _pytest(context, "tests/gpu", "--collect-only")
     found = re.search(r"(\d+)(?:/\d+)? tests? collected", done.stdout)
     if done.returncode or found is None:
         raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-300:]}")
@@ -42,7 +42,7 @@ def _run(context: Context) -> Result:
     report = context.out / "suite.xml"
     report.unlink(missing_ok=True)
     workers = ["-n", str(PROCESSES)] if importlib.util.find_spec("xdist") else []
-    done = _pytest(context, f"--junitxml={report}", *workers)
+    done = _pytest(context, "tests", f"--junitxml={report}", *workers)
     if not report.exists():
         raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-300:]}")
     return read_report(report)

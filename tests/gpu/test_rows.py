@@ -1,0 +1,57 @@
+"""The same bits: alone, in any batch, at any place in it, and in every run."""
+
+import pytest
+import torch
+from kernels import make_affine, make_gated, make_mlp, one_of_each
+from solving import SOLVERS, all_same, need_for, on, rows_of, solve, tail
+
+pytestmark = pytest.mark.gpu
+CASES = range(len(one_of_each(1)))
+
+
+@pytest.mark.parametrize("number", CASES)
+@pytest.mark.parametrize("mixed", [False, True], ids=["full", "mixed"])
+def test_every_operator(backend, device, number, mixed):
+    case, options = one_of_each(150)[number], tail(SOLVERS["auto"], mixed=mixed)
+    need_for(backend, case, device, torch.float32, options)
+    tensors = on(case, device)
+    whole = solve(backend, case, tensors, options)
+    assert all_same(solve(backend, case, tensors, options), whole)
+    places = torch.randperm(150)[:97].to(device)
+    for rows in (slice(0, 1), slice(149, 150), slice(17, 50), places):
+        assert all_same(solve(backend, case, rows_of(case, tensors, rows), options), whole, rows)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("dim", [24, 100, 200, 512, 1024])
+def test_batches_that_are_cut_up_differently(backend, device, solver, dim):
+    """From one row to many more than the device holds at a time; so every plan for this state is met."""
+    batch = 20000 if dim <= 200 else 3000
+    case, options = make_affine(batch, dim), tail(SOLVERS[solver])
+    need_for(backend, case, device, torch.float32, options)
+    tensors = on(case, device)
+    whole = solve(backend, case, tensors, options)
+    for size in (1, 7, 40, 600, 2500):
+        rows = slice(batch - size, batch)
+        assert all_same(solve(backend, case, rows_of(case, tensors, rows), options), whole, rows)
+
+
+@pytest.mark.parametrize("make", [make_gated, lambda rows, dim: make_mlp(rows, dim, dim + 3)], ids=["gated", "mlp"])
+def test_other_cells_in_batches_that_are_cut_up_differently(backend, device, make):
+    case, options = make(9000, 64), tail(SOLVERS["auto"])
+    need_for(backend, case, device, torch.float32, options)
+    tensors = on(case, device)
+    whole = solve(backend, case, tensors, options)
+    for size in (1, 40, 2500):
+        rows = slice(9000 - size, 9000)
+        assert all_same(solve(backend, case, rows_of(case, tensors, rows), options), whole, rows)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_twenty_runs(backend, device, solver):
+    """A race shows as a run that differs."""
+    case, options = make_affine(5000, 96), tail(SOLVERS[solver])
+    need_for(backend, case, device, torch.float32, options)
+    tensors = on(case, device)
+    first = solve(backend, case, tensors, options)
+    assert all(all_same(solve(backend, case, tensors, options), first) for _ in range(20))
