@@ -23,6 +23,8 @@ trap 'rm -rf "$scratch"' EXIT
 mkdir "$scratch/bin" "$scratch/work"
 cp "$root/pyproject.toml" "$scratch/work"
 cp -r "$root/tests" "$scratch/work"
+mkdir "$scratch/work/benchmarks"
+cp -r "$root/benchmarks/gpu" "$scratch/work/benchmarks"
 rm -rf "$scratch/work/tests/cpp" # these compile
 
 unset PYTHONPATH

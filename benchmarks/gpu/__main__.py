@@ -18,7 +18,7 @@ from .supervisor import Deadline, run_here, run_watched
 
 def main(
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the results: a file a section, and gpu.json.")],
-    start: Annotated[str | None, typer.Option("--from", help="Begin at this section; keep what is in the folder.")] = None,
+    start: Annotated[str | None, typer.Option("--from", help="Begin at this section; keep earlier ones.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="This section alone. Repeat, or use commas.")] = None,
     wheel: Annotated[Path | None, typer.Option(exists=True, help="Prove this wheel instead of building one.")] = None,
     in_place: Annotated[bool, typer.Option("--in-place", help="Build beside the sources instead of a wheel.")] = False,

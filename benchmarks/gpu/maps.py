@@ -37,7 +37,7 @@ def cases(context: Context) -> Cases:
 
 
 class TransformerMap(torch.nn.Module):
-    """f(z, x) = h / 2 where h is what pre-norm blocks of attention and MLP make of z + x; weights small, so it contracts.
+    """f(z, x) = h / 2, h what pre-norm blocks of attention and MLP make of z + x; weights small, so it contracts.
 
     Only the module of a `FixedPoint` layer can be iterated on the device, hence a module.
     """
@@ -45,7 +45,8 @@ class TransformerMap(torch.nn.Module):
     def __init__(self, width: int, heads: int, blocks: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(width)
-        shapes = {"qkv": (3 * width, width), "out": (width, width), "up": (4 * width, width), "down": (width, 4 * width)}
+        sizes = {"qkv": (3, 1), "out": (1, 1), "up": (4, 1), "down": (1, 4)}
+        shapes = {name: (a * width, b * width) for name, (a, b) in sizes.items()}
         self.heads = heads
         self.blocks = torch.nn.ModuleList(
             torch.nn.ParameterDict(

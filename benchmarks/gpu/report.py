@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,9 @@ def write(context: Context, states: dict[str, State], report: Report) -> list[Pa
         paths.append(_plot_fractions(report, context.out / "fractions.png"))
     if memory := _memory(states):
         paths.append(_plot_memory(memory, context.out / "memory.png"))
-    if report.rows:
-        paths += plots.plot_report(report, context.out, "times")
+    forward = replace(report, rows=[row for row in report.rows if row.which == "forward"])
+    if forward.rows:
+        paths += plots.plot_report(forward, context.out, "times")
     return paths
 
 

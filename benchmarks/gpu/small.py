@@ -1,6 +1,6 @@
 """Every kernel once or twice at sizes that a sanitizer gets through, checked against plain torch on the CPU.
 
-    python -m benchmarks.gpu.small --backend cuda
+python -m benchmarks.gpu.small --backend cuda
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import attractor_kernels as ak
 _TOLERANCE = 1e-3
 _OPTIONS: dict[str, Any] = dict(rtol=1e-6, max_steps=60)
 
-# batch, state: of a tile or less, of several tiles with one that is partly empty.
-_SHAPES = ((3, 20), (70, 33))
+# Solver, batch and state: less than a tile, several tiles, and so many rows that tiles are wide.
+_RUNS = ((ak.Picard(), 3, 20), (ak.Anderson(), 70, 33), (ak.Auto(), 2200, 20))
 _CELLS: dict[str, Callable[[int], Any]] = {
     "affine": lambda dim: ak.nn.AffineCell(dim, 5, leak=0.1),
     "mlp": lambda dim: ak.nn.MLPCell(dim, 5, hidden_dim=dim + 3, activation="swiglu", norm="rms", skip=1.0),
@@ -35,7 +35,8 @@ def solve_cell(name: str, batch: int, dim: int, solver: Any, device: str, backen
     torch.manual_seed(dim)
     cell, x = _CELLS[name](dim), _SCALES[name] * torch.randn(batch, 5)
     cell, x = cell.to(device), x.to(device).requires_grad_()
-    z, _ = ak.fixed_point(cell.bind(x), torch.zeros(batch, dim, device=device), solver=solver, backend=backend, **_OPTIONS)
+    z0 = torch.zeros(batch, dim, device=device)
+    z, _ = ak.fixed_point(cell.bind(x), z0, solver=solver, backend=backend, **_OPTIONS)
     wanted = [x, *cell.parameters()]
     cotangent = torch.linspace(-1, 1, z.numel(), device=device).view_as(z)
     return [z.detach(), *torch.autograd.grad(z, wanted, cotangent)]
@@ -70,21 +71,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args(arguments)
     where = (options.device, options.backend)
-    for solver in (ak.Picard(), ak.Anderson(), ak.Auto()):
+    for solver, batch, dim in _RUNS:
         for name in _CELLS:
-            for batch, dim in _SHAPES:
-                what = f"{name} {batch}x{dim} {solver}"
-                try:
-                    got = solve_cell(name, batch, dim, solver, *where)
-                except ValueError as error:
-                    if "cannot run" not in str(error):
-                        raise
-                    print(f"{what}: {error}")
-                    continue
-                compare(what, got, solve_cell(name, batch, dim, solver, "cpu", "reference"))
-        for batch, entries in _STEPS:
-            got = solve_map(batch, entries, solver, *where)
-            compare(f"map {batch}x{entries} {solver}", got, solve_map(batch, entries, solver, "cpu", "reference"))
+            what = f"{name} {batch}x{dim} {solver}"
+            try:
+                got = solve_cell(name, batch, dim, solver, *where)
+            except ValueError as error:
+                if "cannot run" not in str(error):
+                    raise
+                print(f"{what}: {error}")
+                continue
+            compare(what, got, solve_cell(name, batch, dim, solver, "cpu", "reference"))
+        for problems, entries in _STEPS:
+            got = solve_map(problems, entries, solver, *where)
+            compare(f"map {problems}x{entries} {solver}", got, solve_map(problems, entries, solver, "cpu", "reference"))
     print("all cases ran")
 
 

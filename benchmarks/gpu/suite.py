@@ -31,11 +31,11 @@ def _pytest(context: Context, where: str, *arguments: str) -> subprocess.Complet
 
 
 def _collect(context: Context) -> Result:
-    done = _pytest(context, "tests/gpu", "--collect-only")
-    found = re.search(r"(\d+)(?:/\d+)? tests? collected", done.stdout)
-    if done.returncode or found is None:
+    done = _pytest(context, "tests/gpu", "-q", "--collect-only")
+    collected = sum(int(count) for count in re.findall(r"^tests\S+: (\d+)$", done.stdout, re.MULTILINE))
+    if done.returncode or not collected:
         raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-300:]}")
-    return {"collected": int(found[1])}
+    return {"collected": collected}
 
 
 def _run(context: Context) -> Result:

@@ -35,10 +35,7 @@ class Target:
 def targets(states: dict[str, State]) -> list[Target]:
     """All of them, in the order of the kernels."""
     rows = [
-        Row.from_json(row)
-        for state in states.values()
-        for case in state.cases.values()
-        for row in case.get("rows", ())
+        Row.from_json(row) for state in states.values() for case in state.cases.values() for row in case.get("rows", ())
     ]
     return [*_cells(rows), *_accelerated(rows), *_steps(rows), *_maps(rows, states), *_training(rows, states)]
 
@@ -129,9 +126,6 @@ def _training(rows: list[Row], states: dict[str, State]) -> Iterator[Target]:
     both = _find(rows, "affine", 4096, (128,), which="forward+backward", family="orth")
     yield Target("affine 4096 x 128, forward+backward: naive / ours", 10, _worst_ratio(both, "naive"))
     cases = states["training"].cases if "training" in states else {}
-    grown = [
-        list(case["peak_bytes"].values())[-1] / list(case["peak_bytes"].values())[0]
-        for name, case in cases.items()
-        if "peak_bytes" in case and name != "memory naive"
-    ]
-    yield Target("peak memory, 512 steps / 8", 1.01, max(grown, default=None), at_least=False)
+    peaks = [list(c["peak_bytes"].values()) for n, c in cases.items() if "peak_bytes" in c and n != "memory naive"]
+    grown = max((values[-1] / values[0] for values in peaks), default=None)
+    yield Target("peak memory, 512 steps / 8", 1.01, grown, at_least=False)

@@ -1,6 +1,6 @@
 """The cases of one section, in a process of their own: a crash, or a broken context, costs one case.
 
-    python -m benchmarks.gpu.worker SECTION --out DIR [--dry] [--wheel FILE] [--in-place]
+python -m benchmarks.gpu.worker SECTION --out DIR [--dry] [--wheel FILE] [--in-place]
 """
 
 from __future__ import annotations

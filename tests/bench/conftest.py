@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from attractor_kernels.bench.results import Entry, Report, Row
+
+# benchmarks.gpu lies beside tests; last, so that it brings no other attractor_kernels.
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 
 def make_row(family: str, batch: int, dim: int, ours: float | None, naive: float, cell: str = "affine") -> Row:

@@ -65,7 +65,8 @@ def fixed_point(case: Case, dtype: torch.dtype) -> SolveResult:
 
 
 def relative(a: Tensor, b: Tensor) -> float:
-    return float((a.cpu().double() - b.cpu().double()).norm() / b.cpu().double().norm())
+    a, b = (t.detach().cpu().double() for t in (a, b))
+    return float((a - b).norm() / b.norm())
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -75,7 +75,7 @@ def test_step_by_step(backend, device, shape, solver, dtype):
 @pytest.mark.parametrize("solver", [Picard(), Anderson(), Auto()], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_to_the_end(backend, device, shape, solver, dtype):
-    problems, groups, entries = shape
+    _, groups, entries = shape
     need(backend, "anderson_step", device, dtype, entries, 0, getattr(solver, "history", 0))
     f, z0 = contraction(*shape), torch.zeros(shape, device=device, dtype=dtype)
     solve = Steps(namespace_of(backend), z0, groups, solver, rtol=RTOL[dtype], max_steps=150).run(f)
