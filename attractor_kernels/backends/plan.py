@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from .override import told
+
 
 @dataclass(frozen=True)
 class DeviceFacts:
@@ -43,6 +45,7 @@ class DeviceFacts:
 A100 = DeviceFacts("A100", (8, 0), 108, 40 << 20, 163 << 10)
 H100 = DeviceFacts("H100", (9, 0), 132, 50 << 20, 227 << 10)
 B200 = DeviceFacts("B200", (10, 0), 148, 126 << 20, 227 << 10)
+NAMED_DEVICES = {device.name: device for device in (A100, H100, B200)}
 
 L2_BYTES_A_CYCLE = 48  # what one multiprocessor gets of the second-level cache
 STEP_CYCLES = 3000  # a step's reductions, small solve and barriers: waiting, whatever the tile
@@ -100,8 +103,11 @@ def plan_solve(
     """The plan of a solve: the tile that finishes the batch's steps first, in a size whose history stays in cache.
 
     products: multiply-adds of f for one row, which is also how many weights a tile reads. vectors, control: float32
-    vectors and float64 numbers of scratch a row needs. rows: of a tile; None: the model's choice.
+    vectors and float64 numbers of scratch a row needs. rows: of a tile; None: the model's choice. What `use_plan` says
+    goes before the model.
     """
+    choices = told(kernel)
+    rows = choices.get("rows") if rows is None else rows
     columns = max(16, _power_of_two(dim))
     # A row's arithmetic must not depend on the batch, so the slices follow from the shape of the cell alone.
     inputs = 16  # more would spill registers
@@ -117,12 +123,12 @@ def plan_solve(
         # 64 rows would be multiplied by other instructions of the tensor cores than 16, in another order.
         tiles = (16, 32, 64) if precision == "ieee" else (16, 32)
         rows = min((r for r in tiles if LEAST_ENTRIES <= r * columns <= TILE_ENTRIES), key=cost)
-    warps = _warps(rows, columns)
+    warps = choices.get("warps", _warps(rows, columns))
     row_scratch = vectors * columns * 4 + control * 8
     # Three quarters of the cache: weights and the batch's own rows pass through it too.
     cached = max(1, device.l2_bytes * 3 // 4 // (rows * row_scratch))
-    programs = min(-(-batch // rows), device.multiprocessors * _resident(warps), cached)
-    stages = 3
+    programs = min(-(-batch // rows), choices.get("programs", min(device.multiprocessors * _resident(warps), cached)))
+    stages = choices.get("stages", 3)
     outputs = slice_hidden or columns
     return SolvePlan(
         kernel=kernel,
@@ -132,7 +138,7 @@ def plan_solve(
         inputs=inputs,
         hidden=slice_hidden,
         warps=warps,
-        registers=THREAD_REGISTERS,
+        registers=choices.get("registers", THREAD_REGISTERS),
         stages=stages,
         programs=programs,
         slots=slots,
@@ -161,9 +167,13 @@ class StepPlan:
     batch: int  # partial sums added at once
     floor_bytes: int  # what a step must move: z, f(z), the rings' old and new vectors, the next iterates
 
+    def __str__(self) -> str:
+        return "\n".join(f"{f.name:>15}  {getattr(self, f.name)}" for f in fields(self))
+
 
 def plan_step(*, problems: int, groups: int, entries: int, slots: int, item_bytes: int) -> StepPlan:
-    """The plan of a step over [problems, groups, entries]."""
+    """The plan of a step over [problems, groups, entries]; what `use_plan` says goes before the model."""
+    choices = told("anderson_step")
     columns = max(16, _power_of_two(entries))
     whole = groups == 1 and columns <= TILE_ENTRIES
     if not whole:
@@ -178,8 +188,8 @@ def plan_step(*, problems: int, groups: int, entries: int, slots: int, item_byte
         columns=columns,
         tiles=tiles,
         programs=-(-problems * groups // held) * tiles,
-        warps=4 if held * columns <= TILE_ENTRIES // 2 else 8,
-        registers=THREAD_REGISTERS,
+        warps=choices.get("warps", 4 if held * columns <= TILE_ENTRIES // 2 else 8),
+        registers=choices.get("registers", THREAD_REGISTERS),
         slots=slots,
         batch=32,
         floor_bytes=problems * groups * entries * item_bytes * vectors,
@@ -192,7 +202,7 @@ def _warps(rows: int, columns: int) -> int:
 
 def _resident(warps: int) -> int:
     """Programs on a multiprocessor at a time."""
-    return REGISTERS // (warps * 32 * 256)
+    return max(1, REGISTERS // (warps * 32 * 256))
 
 
 def _power_of_two(n: int) -> int:

@@ -15,16 +15,6 @@ import triton.language as tl
 from .small_solve import slot_of_age
 
 
-def group_columns(slots: int) -> int:
-    """Float64 columns a group keeps: valid differences, weights by age and how many are used, the Gram matrix."""
-    return 1 + slots + slots * slots
-
-
-def sum_columns(slots: int) -> int:
-    """Inner products of a step."""
-    return 2 * max(slots, 1)
-
-
 class Rings(NamedTuple):
     """Pointers [R] to each group's slot 0, and elements from slot to slot."""
 

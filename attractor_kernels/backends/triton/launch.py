@@ -12,12 +12,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ...ops._declare import OPERATORS
-from ..plan import DeviceFacts, SolvePlan, plan_solve
+from ..plan import DeviceFacts, SolvePlan
 from . import Sizes
 from .affine import Affine, affine_map
 from .gated import Gated, GatedLinear, gated_adjoint_map, gated_map, gated_tangent_map
-from .loop import Method, Result, Tile, control_columns, scratch_vectors, solve
+from .loop import Method, Result, Tile, solve
 from .mlp import Mlp, MlpLinear, mlp_adjoint_map, mlp_map, mlp_tangent_map
+from .planning import control_columns, plan_call, scratch_vectors
 from .stopping import Numbers
 
 _EPS = torch.finfo(torch.float32).eps  # whatever the dtype of z0, the solve is in float32
@@ -155,21 +156,20 @@ def prepare(
     (z0, *held), constants, tail = OPERATORS[name].split(arguments)
     problem = PROBLEMS[name](held, *constants)
     batch, dim = z0.shape
-    slots = max(1, min(tail.history, dim)) + 1 if tail.solver else 0
-    plan = plan_solve(
+    plan = plan_call(
         name,
         facts,
         batch=batch,
         dim=dim,
         hidden=problem.hidden,
         products=problem.products,
-        slots=slots,
-        vectors=scratch_vectors(slots),
-        control=control_columns(slots),
-        # Products of reduced inputs, or for a tolerance that permits them, lose nothing in three TF32 parts.
-        precision="tf32x3" if tail.mixed or z0.dtype != torch.float32 else "ieee",
+        solver=tail.solver,
+        history=tail.history,
+        dtype=z0.dtype,
+        mixed=tail.mixed,
         rows=rows,
     )
+    slots = plan.slots
     result = Result(
         torch.empty_like(z0, memory_format=torch.contiguous_format),
         z0.new_empty(batch, dtype=torch.int32),

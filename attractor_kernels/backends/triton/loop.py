@@ -16,16 +16,15 @@ from .anderson import (
     Rings,
     all_finite,
     available,
-    group_columns,
     mixed_step,
     newest,
     store_gram_row,
-    sum_columns,
     tile_sums,
 )
+from .planning import CONTROL_COLUMNS
+from .planning import FIRST_RING as _FIRST_RING
 from .small_solve import System, solve_small
 from .stopping import (
-    CONTROL_COLUMNS,
     DIVERGED,
     NONFINITE,
     RUNNING,
@@ -40,20 +39,9 @@ from .stopping import (
 )
 
 # Vectors of a lane's scratch before its rings: the state, the left factor of a product, the best iterate.
-STATE, FACTOR, BEST, FIRST_RING = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-
+STATE, FACTOR, BEST, FIRST_RING = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(_FIRST_RING)
 
 _GROUP = tl.constexpr(CONTROL_COLUMNS)
-
-
-def control_columns(slots: int) -> int:
-    """Float64 scratch of a lane: a problem's columns, those of its one group, its sums."""
-    return CONTROL_COLUMNS + group_columns(slots) + sum_columns(slots)
-
-
-def scratch_vectors(slots: int) -> int:
-    """Float32 scratch vectors of a lane."""
-    return FIRST_RING.value + 2 * slots
 
 
 class Tile(NamedTuple):

@@ -22,10 +22,10 @@ from .anderson import (
     store_gram_row,
     tile_sums,
 )
+from .planning import CONTROL_COLUMNS
 from .small_solve import System, solve_small
 from .stopping import (
     BEST_SAVED,
-    CONTROL_COLUMNS,
     DIVERGED,
     NONFINITE,
     ORDER,

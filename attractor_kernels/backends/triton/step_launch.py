@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..plan import StepPlan, plan_step
 from .launch import Launch
+from .planning import CONTROL_COLUMNS, group_columns
 from .step import Buffers, Shape, StepMethod, step_combine, step_measure, step_whole
-from .stopping import CONTROL_COLUMNS, Numbers
+from .stopping import Numbers
 
 
 def prepare_step(
@@ -40,7 +41,7 @@ def prepare_step(
     if plan.tiles > 1:
         partial = control.new_empty((problems * groups, plan.tiles, 2 * max(slots, 1)))
     buffers = Buffers(z, fz, out, best, history, control, active, trace, partial)
-    sums = (control.shape[1] - CONTROL_COLUMNS) // groups - (1 + slots + slots * slots)
+    sums = (control.shape[1] - CONTROL_COLUMNS) // groups - group_columns(slots)
     shape = Shape(problems, groups, entries, stride, control.shape[1], sums, plan.tiles)
     numbers = Numbers(float(damping), float(ridge), float(rtol), float(atol), float(max_steps), float(min_steps))
     method = StepMethod(

@@ -77,7 +77,6 @@ class Choice(NamedTuple):
 STATUS, STEPS, RESIDUAL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 _PROGRESS, _CHOICE = tl.constexpr(3), tl.constexpr(7)
 ORDER, BEST_SAVED = tl.constexpr(14), tl.constexpr(15)
-CONTROL_COLUMNS = 19  # what precedes the groups' columns
 
 
 @triton.jit
