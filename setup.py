@@ -221,8 +221,10 @@ class Plan:
     def add_facts_module(self, ninja: Writer) -> None:
         """The facts come from the very library that solves, found beside the module."""
         library = self.cpu_library
-        source = CSRC / "ops" / "facts.cpp"
-        compiled = self.add_object(ninja, source, "facts", [*self.python_includes, f"-I{self.folder}"])
+        flags = [*self.python_includes, f"-I{self.folder}"]
+        compiled = [self.add_object(ninja, CSRC / "ops" / f"{name}.cpp", "facts", flags) for name in ("facts", "plans")]
+        # The plans of the CUDA kernels are plain C++, so they can be asked for where nothing else of CUDA is built.
+        compiled += [self.add_object(ninja, source, "facts", []) for source in sorted(CSRC.glob("cuda/*_plan.cpp"))]
         flags = quote([f"-L{library.parent}", f"-l:{library.name}", "-Wl,-rpath,$ORIGIN"]).replace("$", "$$")
         ninja.build(str(self.facts_module), "link", compiled, implicit=str(library), variables={"flags": flags})
 

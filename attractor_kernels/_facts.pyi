@@ -39,3 +39,37 @@ def cache_bytes() -> dict[str, int]:
     """By level ("L1d", "L2", "L3"), as far as the operating system tells."""
 
 def plan_affine(rows: int, dim: int, solver: int, history: int, element_size: int, threads: int) -> AffinePlan: ...
+
+class CudaAffinePlan(TypedDict):
+    tile_rows: int  # rows a block iterates together
+    warps: int
+    blocks: int
+    history: int  # kept per row
+    anderson_price: float  # of an Anderson step over a Picard step, as Auto counts it
+    shared_bytes: int  # of a block
+    scratch_bytes: int  # of all blocks
+
+class CudaStepPlan(TypedDict):
+    team: str  # "warp" or "block": what takes a problem, or a part of it
+    split: bool  # whether several blocks take a problem
+    chunk: int  # entries whose sums are one piece
+    chunks: int  # of a mixing group
+    teams: int
+    solvers: int  # small systems a team solves at once
+    kept_chunks: int  # whose h stays in shared memory between the sweeps
+    wide_access: bool
+    shared_bytes: int  # of a block
+
+def cuda_plan_affine(
+    rows: int, dim: int, solver: int, history: int, element_size: int, processors: int, shared_per_block: int
+) -> CudaAffinePlan: ...
+def cuda_plan_step(
+    problems: int,
+    groups: int,
+    entries: int,
+    slots: int,
+    stride: int,
+    dtype: str,
+    processors: int,
+    shared_per_block: int,
+) -> CudaStepPlan: ...

@@ -80,14 +80,41 @@ def default_output() -> Path:
 
 @app.command()
 def info(
-    plan: Annotated[list[str] | None, typer.Option(help="Also the tile plan of this shape, as 1024x256.")] = None,
-    solver: Annotated[str, typer.Option(help="Solver of the tile plan: auto, picard, anderson.")] = "auto",
+    plan: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also the CPU's tile plan of this shape, as 1024x256; or, by name, how this operator is launched on a "
+            "GPU: solve_affine, anderson_step, ..."
+        ),
+    ] = None,
+    solver: Annotated[str, typer.Option(help="Solver of a plan: auto, picard, anderson.")] = "auto",
+    shape: Annotated[str, typer.Option(help="batch x state of a GPU plan.")] = "4096x256",
+    device: Annotated[str, typer.Option(help="GPU of a plan, which need not be there: A100, H100, B200.")] = "H100",
+    backend: Annotated[str, typer.Option(help="Of a GPU plan: triton, cuda.")] = "triton",
+    history: Annotated[int, typer.Option(min=1, max=32, help="Differences a GPU plan keeps.")] = 5,
+    hidden: Annotated[int, typer.Option(min=0, help="Hidden units of an MLP. Default: as many as the state.")] = 0,
+    dtype: Annotated[str, typer.Option(help="State of a GPU plan: float32, bfloat16, float16, float64.")] = "float32",
+    precision: Annotated[str, typer.Option(help="Of a GPU plan: full, mixed.")] = "full",
     as_json: Json = False,
 ) -> None:
-    """Versions, backends and why one cannot run, and what the compiled kernels chose for this machine."""
+    """Versions, backends and why one cannot run, and what the kernels choose for this machine, or a GPU elsewhere."""
+    from .contenders import PRECISIONS
+    from .gpu_plan import BACKENDS, DEVICES, OPERATORS, STATE_DTYPES, Call, gpu_plan
     from .info import collect, renderables
 
-    found = collect(shapes(plan, ()), choices("solver", [solver], ("auto", "picard", "anderson"))[0])
+    chosen_solver = choices("solver", [solver], ("auto", "picard", "anderson"))[0]
+    named = [part for value in plan or () for part in value.split(",") if part]
+    operators = [name for name in named if name in OPERATORS]
+    found = collect(shapes([name for name in named if name not in operators], ()), chosen_solver)
+    choices("device", [device], tuple(DEVICES))
+    choices("backend", [backend], BACKENDS)
+    choices("dtype", [dtype], STATE_DTYPES)
+    choices("precision", [precision], PRECISIONS)
+    batch, dim = _checked(parse_shape, shape)
+    for name in operators:
+        call = Call(name, batch, dim, hidden, chosen_solver, history, dtype, precision)
+        title = f"{name} {shape} on {device}, {backend}"
+        found["plans"][title] = _checked(gpu_plan, call, DEVICES[device], backend)
     if as_json:
         emit(found)
         return

@@ -63,7 +63,7 @@ def renderables(found: dict[str, Any]) -> Iterator[RenderableType]:
         rows |= {f"built with {name}": value for name, value in built.items()}
         yield _table("kernels", rows)
     for shape, plan in found["plans"].items():
-        yield _table(f"tile plan {shape}", plan or {"": "no compiled kernels, no plan"})
+        yield _table(f"plan {shape}", plan or {"": "no compiled kernels, no plan"})
 
 
 def _table(title: str, rows: dict[str, Any]) -> Table:

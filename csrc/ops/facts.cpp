@@ -9,6 +9,7 @@
 
 #include "../cpu/dispatch.h"
 #include "build_facts.h"
+#include "plans.h"
 
 namespace py = pybind11;
 
@@ -92,4 +93,5 @@ PYBIND11_MODULE(_facts, module) {
   module.def("cache_bytes", &cache_bytes, "Cache sizes by level.");
   module.def("plan_affine", &plan_affine, py::arg("rows"), py::arg("dim"), py::arg("solver"), py::arg("history"),
              py::arg("element_size"), py::arg("threads"), "How a solve of this shape would be cut into tiles.");
+  define_cuda_plans(module);
 }

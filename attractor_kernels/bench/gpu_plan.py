@@ -1,0 +1,118 @@
+"""How an operator would be launched on a GPU, which need not be there."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from attractor_kernels.backends import plan as plans
+from attractor_kernels.backends import triton
+from attractor_kernels.backends.triton import planning
+
+from .contenders import SOLVERS
+from .machine import facts_module
+
+OPERATORS = (*(name for name in triton.STATE_LIMIT if name != "anderson_step"), "anderson_step")
+DEVICES = plans.NAMED_DEVICES
+BACKENDS = ("triton", "cuda")
+STATE_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of an operator, as far as a plan depends on it.
+
+    Attributes:
+        batch, dim: of the state; of `anderson_step` problems and entries.
+        hidden: units of an MLP's hidden layer; 0: as many as the state has.
+        history: differences kept; ignored by Picard.
+    """
+
+    operator: str
+    batch: int
+    dim: int
+    hidden: int = 0
+    solver: str = "auto"
+    history: int = 5
+    dtype: str = "float32"
+    precision: str = "full"
+
+    @property
+    def code(self) -> int:
+        return SOLVERS[self.solver].code  # type: ignore[attr-defined]
+
+    @property
+    def slots(self) -> int:
+        return planning.slots_of(self.code, self.history, self.dim)
+
+    @property
+    def units(self) -> int:
+        return (self.hidden or self.dim) if self.operator.startswith("solve_mlp") else 0
+
+
+def gpu_plan(call: Call, device: plans.DeviceFacts, backend: str) -> dict[str, Any]:
+    """The plan as plain values.
+
+    Raises ValueError where the backend has no kernel for the call, or its plans are not built.
+    """
+    return _triton(call, device) if backend == "triton" else _cuda(call, device)
+
+
+def _triton(call: Call, device: plans.DeviceFacts) -> dict[str, Any]:
+    dtype = getattr(torch, call.dtype)
+    history = call.history if call.code else 0
+    obstacle = triton.uncovered(call.operator, dtype, triton.Sizes(call.dim, call.units, history))
+    if obstacle is not None:
+        raise ValueError(f"backend 'triton' has no plan for {call.operator}: {obstacle}")
+    if call.operator == "anderson_step":
+        step = plans.plan_step(
+            problems=call.batch, groups=1, entries=call.dim, slots=call.slots, item_bytes=dtype.itemsize
+        )
+        return asdict(step)
+    solve = planning.plan_call(
+        call.operator,
+        device,
+        batch=call.batch,
+        dim=call.dim,
+        hidden=call.units,
+        products=planning.multiply_adds(call.operator, call.dim, call.units),
+        solver=call.code,
+        history=call.history,
+        dtype=dtype,
+        mixed=call.precision == "mixed",
+    )
+    return {**asdict(solve), "floor_cycles": solve.floor_cycles}
+
+
+def _cuda(call: Call, device: plans.DeviceFacts) -> dict[str, Any]:
+    facts = facts_module()
+    if facts is None:
+        raise ValueError("backend 'cuda' has no plan here: the compiled part of the package is missing")
+    where = (device.multiprocessors, device.shared_bytes)
+    item = getattr(torch, call.dtype).itemsize
+    vectors = 2 * (call.slots - 1) + 5 if call.slots else 3
+    if call.operator == "anderson_step":
+        stride = call.dim + 80 if call.dim >= 512 else call.dim  # step_buffers
+        step = facts.cuda_plan_step(call.batch, 1, call.dim, call.slots, stride, call.dtype, *where)
+        return {
+            "kernel": "step_kernel",
+            "device": device.name,
+            **step,
+            "history": "global" if call.slots else "none",
+            "floor_bytes": call.batch * call.dim * item * vectors,
+        }
+    if call.operator != "solve_affine":
+        raise ValueError(f"backend 'cuda' tells no plan of {call.operator}, only of solve_affine and anderson_step")
+    wide = max(item, 4)  # the halves are solved in float32
+    solve = facts.cuda_plan_affine(call.batch, call.dim, call.code, call.history, wide, *where)
+    products = planning.multiply_adds(call.operator, call.dim)
+    return {
+        "kernel": "solve_kernel<AffineCell>",
+        "device": device.name,
+        **solve,
+        "placement": "global scratch, held in the second-level cache" if call.code else "none",
+        "product_cycles": round(solve["tile_rows"] * products * wide / 4 / device.float32_products),
+        "weight_cycles": round(products * wide / plans.L2_BYTES_A_CYCLE),
+    }
