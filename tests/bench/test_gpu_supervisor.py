@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks.gpu.context import Context
-from benchmarks.gpu.sections import Section
+from benchmarks.gpu.sections import SECTIONS, Section
 from benchmarks.gpu.state import DONE, FAILED, SKIPPED, State
 from benchmarks.gpu.supervisor import Deadline, run_here, run_watched
 from benchmarks.gpu.worker import BROKEN, run_section
@@ -154,3 +156,22 @@ def test_a_result_without_a_number_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         State("fake", cases={"a": {"seconds": float("nan")}}).write(tmp_path)
     assert State.read(tmp_path, "fake") is None
+
+
+# With the time that a busy machine needs to start Python.
+CEILINGS = replace(SECTIONS["ceilings"], limit=300, case_limit=300)
+
+
+def test_the_worker_itself(tmp_path):
+    seen: list[str] = []
+    state = run_watched(CEILINGS, Context(tmp_path, dry=True), Deadline(400), doing=seen.append)
+    log = (tmp_path / "logs" / "ceilings.log").read_text()
+    assert state.good, log
+    assert next(iter(state.cases)) == "copy" and set(seen) <= set(state.cases)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_machine_without_a_device(tmp_path):
+    state = run_watched(CEILINGS, Context(tmp_path), Deadline(400))
+    assert not state.good and not state.cases
+    assert "copy" in state.failed
