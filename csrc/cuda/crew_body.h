@@ -59,7 +59,6 @@ class CrewBody {
         team_(team),
         crew_(crew),
         rows_(plan, crew, options.solver == kPicard ? 0 : plan.history + 1, shared),
-        sweeps_(rows_, options.damping),
         dim_(int(problem.dim)),
         next_(plan.crews * plan.rows) {}
 
@@ -78,6 +77,7 @@ class CrewBody {
 
  private:
   AK_DEVICE CrewSpace* space() const { return rows_.space(); }
+  AK_DEVICE Sweeps sweeps() const { return Sweeps(rows_, o_.damping); }
   AK_DEVICE bool ended(int slot) const {
     return rows_.busy(slot) && rows_.control(slot).state().phase >= kStepEnded;
   }
@@ -224,20 +224,20 @@ class CrewBody {
 
   AK_DEVICE void first_sweep() const {
     const int packs = plan_.share / kSumPack, columns = rows_.slots > 2 ? rows_.slots - 1 : 1;
-    each(packs * columns, [&](int slot, int i) { sweeps_.sum_pack(slot, i % packs, i / packs); });
+    each(packs * columns, [&](int slot, int i) { sweeps().sum_pack(slot, i % packs, i / packs); });
     const int groups = plan_.share / kSumGroup;
-    each(groups * crew_sums(rows_.slots), [&](int slot, int i) { sweeps_.put_group(slot, i % groups, i / groups); });
+    each(groups * crew_sums(rows_.slots), [&](int slot, int i) { sweeps().put_group(slot, i % groups, i / groups); });
   }
 
   AK_DEVICE void decide() const {
     const int sums = crew_sums(rows_.slots);
     each(sums * kSumLanes, [&](int slot, int i) {
-      const auto w = sweeps_.sweep_of(slot);
+      const auto w = sweeps().sweep_of(slot);
       const int k = i / kSumLanes, lane = i % kSumLanes;
-      if (k < w.sums()) rows_.lanes(slot, k)[lane] = sweeps_.lane_total(slot, k, lane, w);
+      if (k < w.sums()) rows_.lanes(slot, k)[lane] = sweeps().lane_total(slot, k, lane, w);
     });
     each(sums, [&](int slot, int k) {
-      if (k < sweeps_.sweep_of(slot).sums()) rows_.control(slot).sums(0, 0)[k] = add_lanes(rows_.lanes(slot, k));
+      if (k < sweeps().sweep_of(slot).sums()) rows_.control(slot).sums(0, 0)[k] = add_lanes(rows_.lanes(slot, k));
     });
     team_.each([&](int rank) {
       // A warp for each row, as far as they go.
@@ -274,7 +274,7 @@ class CrewBody {
     if (wanted > 0 && crew_.member() == 0) team_.first([&] { crew_.offer(wanted); });
     const int origin = plan_.replicated ? 0 : rows_.first;
     const int packs = (plan_.replicated ? rows_.owned : plan_.share) / kSumPack;
-    each(packs, [&](int slot, int i) { sweeps_.advance(slot, origin + i * kSumPack); });
+    each(packs, [&](int slot, int i) { sweeps().advance(slot, origin + i * kSumPack); });
     if ((o.mixed && !plan_.replicated) || (wanted > 0 && Crew::kSharedQueue)) crew_.sync();
     if (o.mixed) repair(origin, packs);
     if (o.ended > 0) refill(wanted);
@@ -289,7 +289,7 @@ class CrewBody {
     if (!any) return;
     each(packs, [&](int slot, int i) {
       if (!space()->overflowed[slot]) return;
-      sweeps_.repair(slot, origin + i * kSumPack);
+      sweeps().repair(slot, origin + i * kSumPack);
       if (i == 0) rows_.control(slot).group(0) = {0, 0, 0};
     });
     if (!plan_.replicated) crew_.sync();
@@ -299,7 +299,7 @@ class CrewBody {
   AK_DEVICE void refill(int wanted) {
     each(plan_.share, [&](int slot, int i) {
       const int e = rows_.first + i;
-      if (e < dim_ && ended(slot)) result_.z[rows_.row(slot) * p_.dim + e] = sweeps_.result(slot)[i];
+      if (e < dim_ && ended(slot)) result_.z[rows_.row(slot) * p_.dim + e] = sweeps().result(slot)[i];
     });
     int64_t next = p_.rows;
     if (wanted > 0) {
@@ -331,7 +331,6 @@ class CrewBody {
   const Team& team_;
   Crew& crew_;
   Rows rows_;
-  const Sweeps sweeps_;
   const int dim_;
   int64_t next_;  // the first row that may still wait
 };

@@ -37,15 +37,17 @@ class CrewSweeps {
     return w;
   }
 
-  // A power of two that products of a group are formed with; at first by the group itself.
+  // A power of two that products are formed with, so that none vanishes; at first by what the group itself holds.
   AK_DEVICE T scale_of(int slot, int group, bool fresh) const {
     if constexpr (sizeof(T) == 8) return T(1);
     if (!fresh) return T(r_.control(slot).state().scale);
     T largest = 0;
     AK_ROLLED
     for (int i = 0; i < kSumGroup; ++i) {
-      const T f = r_.f(slot)[group * kSumGroup + i], size = f < 0 ? -f : f;
-      largest = size > largest ? size : largest;
+      const int at = group * kSumGroup + i;
+      const T f = r_.f(slot)[at], g = f - r_.z(slot)[at];
+      largest = f > largest ? f : -f > largest ? -f : largest;
+      largest = g > largest ? g : -g > largest ? -g : largest;
     }
     return T(power_near_inverse(double(largest)));
   }

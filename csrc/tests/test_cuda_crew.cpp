@@ -54,14 +54,16 @@ void solve_as(const Cut& cut, const AffineProblem<T>& p, const SolveOptions& o, 
   plan.cluster = cut.cluster;
   plan.replicated = cut.replicated && o.solver != kPicard;
   plan.members = cut.members;
-  plan.rows = cut.rows;
+  plan.rows = sizeof(T) == 4 ? cut.rows : int(cuda::padded(cut.rows, 4));
   plan.crews = cut.cluster ? 2 : 1;
   plan.history = o.solver == kPicard ? 0 : int(o.history < p.dim ? o.history : p.dim);
   plan.anderson_price = 1.1;
   CHECK(cuda::complete(plan, p, o, device), "%d members, %d rows do not fit", cut.members, cut.rows);
-  if (plan.rows_at_once == 4)
-    return cut.cluster ? run<T, 4, true>(p, o, r, plan) : run<T, 4, false>(p, o, r, plan);
-  cut.cluster ? run<T, 1, true>(p, o, r, plan) : run<T, 1, false>(p, o, r, plan);
+  if constexpr (sizeof(T) == 4) {
+    if (plan.rows_at_once == 1)
+      return cut.cluster ? run<T, 1, true>(p, o, r, plan) : run<T, 1, false>(p, o, r, plan);
+  }
+  cut.cluster ? run<T, 4, true>(p, o, r, plan) : run<T, 4, false>(p, o, r, plan);
 }
 
 // As several crews do, one after the other: all must agree.
@@ -133,8 +135,13 @@ void ends_as_the_cpu_kernel_does() {
             CHECK(found.residual[row] == trace[(found.steps[row] - 1) * Mixed::rows + row], "row %d", int(row));
             for (int64_t step = 0; keep_best && step < found.steps[row]; ++step)
               CHECK(trace[step * Mixed::rows + row] >= found.residual[row], "row %d has a better step", int(row));
-            for (int64_t i = row * Mixed::dim; found.status[row] == kConverged && i < (row + 1) * Mixed::dim; ++i)
-              CHECK(std::fabs(found.z[i] - expected.z[i]) <= 2e-3 * (1 + std::fabs(expected.z[i])), "row %d", int(row));
+            double error2 = 0, size2 = 0;
+            for (int64_t i = row * Mixed::dim; i < (row + 1) * Mixed::dim; ++i) {
+              error2 += std::pow(double(found.z[i]) - double(expected.z[i]), 2);
+              size2 += std::pow(double(expected.z[i]), 2);
+            }
+            CHECK(found.status[row] != kConverged || error2 <= 1e-6 * size2, "row %d is off by %g of %g, solver %d",
+                  int(row), std::sqrt(error2), std::sqrt(size2), solver);
           }
           if (!first_cut) {
             const bool same = std::memcmp(found.z.get(), found_0.z.get(), size_t(found.z.size) * 4) == 0 &&
@@ -149,22 +156,22 @@ void ends_as_the_cpu_kernel_does() {
 }
 
 // A combination past the largest float gives way to the plain step, for the whole row, whoever holds that entry.
-template <class T>
-void overflow_takes_a_plain_step(T large) {
+void overflow_takes_a_plain_step() {
   const int64_t rows = 3, dim = 40;
-  Block<T> z0(rows * dim, [](int64_t) { return 0; }), weight(dim * dim, [&](int64_t i) { return i % (dim + 1) ? 0 : 0.9; });
-  Block<T> u(rows * dim, [&](int64_t i) { return i == dim + 35 ? double(large) : 1e-3 * double(large) * double(i % 3); });
-  const AffineProblem<T> problem{rows, dim, z0.get(), u.get(), {weight.get(), dim, dim, dim, 1}, nullptr, nullptr,
-                                 kIdentity, 0};
+  Block<float> z0(rows * dim, [](int64_t) { return 0; });
+  Block<float> u(rows * dim, [](int64_t i) { return i == dim + 35 ? 1e38 : 1e35 * double(i % 3); });
+  Block<float> weight(dim * dim, [](int64_t i) { return i % (dim + 1) == 0 ? 0.9 : 0; });
+  const AffineProblem<float> problem{rows,    dim,     z0.get(),  u.get(), {weight.get(), dim, dim, dim, 1},
+                                     nullptr, nullptr, kIdentity, 0};
   SolveOptions o = options_for(kPicard, 3, 1e-9);
   o.max_steps = 3;
-  Solved<T> plain(rows, dim), found(rows, dim);
+  Solved<float> plain(rows, dim), found(rows, dim);
   solve_as(kCuts[0], problem, o, plain.pointers());
   o.solver = kAnderson;
   for (const Cut& cut : kCuts) {
     solve_as(cut, problem, o, found.pointers());
     for (int64_t row = 0; row < rows; ++row) {
-      const bool same = std::memcmp(&found.z[row * dim], &plain.z[row * dim], size_t(dim) * sizeof(T)) == 0;
+      const bool same = std::memcmp(&found.z[row * dim], &plain.z[row * dim], size_t(dim) * sizeof(float)) == 0;
       CHECK(same == (row == 1), "row %d of %d members", int(row), cut.members);
     }
   }
@@ -193,7 +200,7 @@ void plans_fit() {
           CHECK(!plan.cluster || device.capability >= 9, "%d", int(dim));
           if (device.capability == 9 && rows == 1 && dim >= 1024)
             CHECK(!plan.cluster && (history != 5 || plan.replicated), "one row of %d: not by the grid", int(dim));
-          if (device.capability == 9 && rows == 300 && dim <= 256)
+          if (device.capability == 9 && rows == 300 && dim >= 64 && dim <= 256)
             CHECK(plan.cluster, "300 rows of %d: not by clusters", int(dim));
         }
 }
@@ -210,7 +217,6 @@ int main() {
   all_solvers(Case<float>(by_crews, 6, 70, kIdentity, true, true));
   a_row_with_nan_ends_alone(by_crews);
   ends_as_the_cpu_kernel_does();
-  overflow_takes_a_plain_step<float>(1e38f);
-  overflow_takes_a_plain_step<double>(1e307);
+  overflow_takes_a_plain_step();
   return report();
 }
