@@ -26,8 +26,8 @@ struct CrewLayout {
 
 struct CrewPlan {
   bool cluster;
-  bool replicated;   // every member mixes whole rows: one barrier a step, but a history each
-  int members;       // of a crew
+  bool replicated;  // every member mixes whole rows: one barrier a step, but a history each
+  int members;      // of a crew
   int64_t crews;
   int share;         // outputs of a member: a multiple of kSumGroup
   int rows;          // of a crew's tile
@@ -36,8 +36,8 @@ struct CrewPlan {
   int at_once;       // of them, in a pass of the product
   int history;
   double anderson_price;
-  int columns;        // doubles of a row's control
-  double step_time;   // of a tile, reckoned, in nanoseconds
+  int columns;       // doubles of a row's control
+  double step_time;  // of a tile, reckoned, in nanoseconds
   int64_t scratch_bytes;
   CrewLayout at;
 };
@@ -50,6 +50,12 @@ constexpr int crew_sums(int slots) { return 4 + 2 * (slots > 2 ? slots - 2 : 0);
 template <class T>
 bool plan_crew(const AffineProblem<T>& problem, const SolveOptions& options, const DeviceFacts& device,
                const RowPlan& rows_plan, CrewPlan& plan);
+
+// Whether a crew is expected to be done earlier than a block a tile; then `plan` is how. Never for "mixed", whose
+// products may round in another way there: a row's bits may not depend on the batch it is in.
+template <class T>
+bool crew_beats_rows(const AffineProblem<T>& problem, const SolveOptions& options, const DeviceFacts& device,
+                     const RowPlan& rows_plan, CrewPlan& plan);
 
 // The rest of a plan whose crew (cluster, members, crews), rows, replicated, history and price are given; false where
 // it does not fit the device. Members may turn out to be fewer.

@@ -16,19 +16,15 @@ struct Arguments {
   char* scratch;
 };
 
-// A pack of four doubles is two accesses.
-template <class T>
-using Access = std::conditional_t<sizeof(T) == 4, float4, double2>;
-
 // The whole grid. The barrier is a count of arrivals that only grows: a block that arrives for the n-th time waits for
-// n times the number of blocks. The arrival releases what the block has put, the wait acquires what all have; it is
-// read past the first-level cache, which may hold older lines.
+// n times the number of blocks. The arrival releases what the block has put, the wait acquires what all have.
 template <class T>
 class GridCrew {
  public:
   static constexpr bool kLocal = false, kSharedQueue = false;
 
-  AK_DEVICE GridCrew(char* scratch) : arrived_(reinterpret_cast<unsigned*>(scratch)), exchange_(at_exchange(scratch)) {}
+  AK_DEVICE explicit GridCrew(char* scratch)
+      : arrived_(reinterpret_cast<unsigned*>(scratch)), exchange_(reinterpret_cast<T*>(scratch + kQueueBytes)) {}
 
   AK_DEVICE int member() const { return int(blockIdx.x); }
   AK_DEVICE int64_t index() const { return 0; }
@@ -52,25 +48,13 @@ class GridCrew {
   }
   template <int n>
   AK_DEVICE Pack<T, n> get(int64_t at) const {
-    Pack<T, n> pack;
-    if constexpr (n == 1) {
-      pack.v[0] = __ldcg(exchange_ + at);
-    } else {
-      static_assert(sizeof pack % sizeof(Access<T>) == 0);
-      const auto* const from = reinterpret_cast<const Access<T>*>(exchange_ + at);
-      auto* const to = reinterpret_cast<Access<T>*>(&pack);
-      AK_UNROLLED
-      for (int i = 0; i < int(sizeof pack / sizeof(Access<T>)); ++i) to[i] = __ldcg(from + i);
-    }
-    return pack;
+    return load_global<n>(exchange_ + at);
   }
   AK_DEVICE T* local(int64_t) const { return nullptr; }
   AK_DEVICE void offer(int) const {}
   AK_DEVICE int64_t taken() const { return 0; }
 
  private:
-  AK_DEVICE static T* at_exchange(char* scratch) { return reinterpret_cast<T*>(scratch + kQueueBytes); }
-
   unsigned* const arrived_;
   unsigned expected_ = 0;
   T* const exchange_;

@@ -78,9 +78,7 @@ class CrewBody {
  private:
   AK_DEVICE CrewSpace* space() const { return rows_.space(); }
   AK_DEVICE Sweeps sweeps() const { return Sweeps(rows_, o_.damping); }
-  AK_DEVICE bool ended(int slot) const {
-    return rows_.busy(slot) && rows_.control(slot).state().phase >= kStepEnded;
-  }
+  AK_DEVICE bool ended(int slot) const { return rows_.busy(slot) && rows_.control(slot).state().phase >= kStepEnded; }
 
   AK_DEVICE bool any_row() const {
     bool any = false;

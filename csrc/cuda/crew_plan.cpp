@@ -7,15 +7,18 @@
 namespace ak::cuda {
 namespace {
 
-constexpr int kMaxCluster = 8;        // what every device that has clusters takes
+constexpr int kMaxCluster = 8;  // what every device that has clusters takes
 constexpr int kClusterCapability = 9;
 
 // Nanoseconds.
 constexpr double kCycle = 0.6;
 constexpr double kGridBarrier = 1200, kClusterBarrier = 300;
-constexpr double kRegion = 30;    // a barrier of a block and what waits on it; a round has kRegions of them
+constexpr double kRegion = 30;  // a barrier of a block and what waits on it; a round has kRegions of them
 constexpr int kRegions = 12;
 constexpr double kDecision = 40;  // for every difference, of a small system
+// Of a block that solves its tile alone: multiply-adds in a nanosecond, and the time of an entry moved (row_plan.cpp).
+constexpr double kTileProducts = 115, kTileEntry = 0.1;
+constexpr double kMargin = 1.25;  // by which a crew must be faster: the reckoning is rough
 // A cycle of one multiprocessor: multiply-adds, bytes of shared memory, bytes from other multiprocessors.
 constexpr double kProducts = 128, kSharedBytes = 128, kExchangeBytes = 32;
 
@@ -125,11 +128,29 @@ bool plan_crew(const AffineProblem<T>& problem, const SolveOptions& options, con
   return found;
 }
 
+template <class T>
+bool crew_beats_rows(const AffineProblem<T>& problem, const SolveOptions& options, const DeviceFacts& device,
+                     const RowPlan& rows_plan, CrewPlan& plan) {
+  if (options.mixed || problem.rows == 0 || !plan_crew(problem, options, device, rows_plan, plan)) return false;
+  const double dim = double(problem.dim), history = rows_plan.history, warps = rows_plan.threads / kWarp;
+  const double moved = 6 + (history > 0 ? 2 * history + 4 : 0);
+  const double row = sizeof(T) / 4 * dim * (dim / kTileProducts + moved * kTileEntry);
+  const double tile = rows_plan.tile_rows * (row + kDecision * (history + 1) / warps);
+  const int64_t tiles = (problem.rows + rows_plan.tile_rows - 1) / rows_plan.tile_rows;
+  const double turns = double((tiles + device.processors - 1) / device.processors);
+  return kMargin * total_time(plan, problem.rows) < turns * tile;
+}
+
 template bool complete(CrewPlan&, const AffineProblem<float>&, const SolveOptions&, const DeviceFacts&);
 template bool complete(CrewPlan&, const AffineProblem<double>&, const SolveOptions&, const DeviceFacts&);
 template bool plan_crew(const AffineProblem<float>&, const SolveOptions&, const DeviceFacts&, const RowPlan&,
                         CrewPlan&);
 template bool plan_crew(const AffineProblem<double>&, const SolveOptions&, const DeviceFacts&, const RowPlan&,
                         CrewPlan&);
+
+template bool crew_beats_rows(const AffineProblem<float>&, const SolveOptions&, const DeviceFacts&, const RowPlan&,
+                              CrewPlan&);
+template bool crew_beats_rows(const AffineProblem<double>&, const SolveOptions&, const DeviceFacts&, const RowPlan&,
+                              CrewPlan&);
 
 }  // namespace ak::cuda

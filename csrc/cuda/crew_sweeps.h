@@ -100,7 +100,8 @@ class CrewSweeps {
     if (s.phase >= kStepEnded) return;
     const int i = e - r_.first;
     const bool own = r_.own(e);
-    if (own && s.save_best) store_pack<kSumPack>(r_.state(r_.kBest, slot) + i, load_pack<kSumPack>(r_.before(slot) + i));
+    if (own && s.save_best)
+      store_pack<kSumPack>(r_.state(r_.kBest, slot) + i, load_pack<kSumPack>(r_.before(slot) + i));
     P next = own ? own_step(slot, i) : r_.crew.template get<kSumPack>(r_.inputs_at(r_.odd, slot, e));
     if (s.write == kWriteAnderson) next = mix(slot, e, own, next);
     if (own) store_pack<kSumPack>(r_.before(slot) + i, next);

@@ -60,8 +60,7 @@ void solve_as(const Cut& cut, const AffineProblem<T>& p, const SolveOptions& o, 
   plan.anderson_price = 1.1;
   CHECK(cuda::complete(plan, p, o, device), "%d members, %d rows do not fit", cut.members, cut.rows);
   if constexpr (sizeof(T) == 4) {
-    if (plan.rows_at_once == 1)
-      return cut.cluster ? run<T, 1, true>(p, o, r, plan) : run<T, 1, false>(p, o, r, plan);
+    if (plan.rows_at_once == 1) return cut.cluster ? run<T, 1, true>(p, o, r, plan) : run<T, 1, false>(p, o, r, plan);
   }
   cut.cluster ? run<T, 4, true>(p, o, r, plan) : run<T, 4, false>(p, o, r, plan);
 }
@@ -96,8 +95,9 @@ struct Mixed {
     u[7 * dim] = INFINITY;
   }
   AffineProblem<float> problem(int64_t first, int64_t count) const {
-    return {count,   dim,     z0.get() + first * dim, u.get() + first * dim, {weight.get(), dim, dim, dim, 1},
-            nullptr, nullptr, kGelu,                  0};
+    return {
+        count, dim, z0.get() + first * dim, u.get() + first * dim, {weight.get(), dim, dim, dim, 1}, nullptr, nullptr,
+        kGelu, 0};
   }
   Block<float> z0, u, weight;
 };
@@ -111,14 +111,16 @@ void ends_as_the_cpu_kernel_does() {
         o.max_steps = max_steps;
         o.keep_best = keep_best;
         o.min_steps = 3;
-        const auto solve = [&](const auto& method, int64_t first, int64_t count, Solved<float>& to, Block<float>& trace) {
+        const auto solve = [&](const auto& method, int64_t first, int64_t count, Solved<float>& to,
+                               Block<float>& trace) {
           for (int64_t i = 0; i < trace.size; ++i) trace[i] = NAN;
           SolveResult<float> result = to.pointers();
           result.trace = trace.get();
           method(mixed.problem(first, count), o, result);
         };
         Block<float> expected_trace(max_steps * Mixed::rows), trace(max_steps * Mixed::rows), trace_0(trace.size);
-        Solved<float> expected(Mixed::rows, Mixed::dim), found(Mixed::rows, Mixed::dim), found_0(Mixed::rows, Mixed::dim);
+        Solved<float> expected(Mixed::rows, Mixed::dim), found(Mixed::rows, Mixed::dim),
+            found_0(Mixed::rows, Mixed::dim);
         solve([](const auto& p, const auto& op, const auto& r) { AK_ISA::solve_affine(p, op, r, kOneThread); }, 0,
               Mixed::rows, expected, expected_trace);
         bool first_cut = true;
@@ -177,6 +179,29 @@ void overflow_takes_a_plain_step() {
   }
 }
 
+// Fixed points near the largest float: some combinations overshoot it, later ones do not.
+void overflow_is_forgotten() {
+  const int64_t rows = 8, dim = 40;
+  const auto slope = [](int64_t i) { return 0.9 - 0.17 * double(i % 7); };
+  Block<float> z0(rows * dim, [](int64_t) { return 0; });
+  Block<float> weight(dim * dim, [&](int64_t i) { return i % (dim + 1) == 0 ? slope(i / dim) : 0; });
+  Block<float> u(rows * dim, [&](int64_t i) { return 3.3e38 * (1 - slope(i % dim)) * std::tanh(normal()); });
+  const AffineProblem<float> problem{rows,    dim,     z0.get(),  u.get(), {weight.get(), dim, dim, dim, 1},
+                                     nullptr, nullptr, kIdentity, 0};
+  SolveOptions o = options_for(kAnderson, 2, 1e-5);
+  Solved<float> first(rows, dim), found(rows, dim);
+  solve_as(kCuts[3], problem, o, first.pointers());
+  for (const Cut& cut : kCuts) {
+    solve_as(cut, problem, o, found.pointers());
+    CHECK(std::memcmp(found.z.get(), first.z.get(), size_t(rows * dim) * sizeof(float)) == 0, "%d members",
+          cut.members);
+    CHECK(std::memcmp(found.steps.get(), first.steps.get(), size_t(rows) * sizeof(int32_t)) == 0, "steps");
+  }
+  int converged = 0;
+  for (int64_t row = 0; row < rows; ++row) converged += first.status[row] == kConverged;
+  CHECK(2 * converged > rows, "%d rows converged", converged);
+}
+
 // Every plan fits its device; few rows of a large state go to the whole grid, many of a small one to clusters.
 void plans_fit() {
   const cuda::DeviceFacts a100{108, 166912, 8}, h100{132, 232448, 9};
@@ -200,6 +225,14 @@ void plans_fit() {
           CHECK(!plan.cluster || device.capability >= 9, "%d", int(dim));
           if (device.capability == 9 && rows == 1 && dim >= 1024)
             CHECK(!plan.cluster && (history != 5 || plan.replicated), "one row of %d: not by the grid", int(dim));
+          rows_plan.tile_rows = 8;
+          rows_plan.threads = 128;
+          const bool beats = cuda::crew_beats_rows(problem, o, device, rows_plan, plan);
+          CHECK(beats || rows > 1 || dim < 256, "one row of %d: by a block", int(dim));
+          CHECK(!beats || rows < 10000 || dim < 512, "%d rows of %d: by a crew", int(rows), int(dim));
+          o.mixed = true;
+          CHECK(!cuda::crew_beats_rows(problem, o, device, rows_plan, plan), "%d: mixed", int(dim));
+          o.mixed = false;
           if (device.capability == 9 && rows == 300 && dim >= 64 && dim <= 256)
             CHECK(plan.cluster, "300 rows of %d: not by clusters", int(dim));
         }
@@ -218,5 +251,6 @@ int main() {
   a_row_with_nan_ends_alone(by_crews);
   ends_as_the_cpu_kernel_does();
   overflow_takes_a_plain_step();
+  overflow_is_forgotten();
   return report();
 }

@@ -36,6 +36,7 @@ CUDA_PROGRAMS = {
     "test_cuda_step": ["csrc/cuda/step_plan.cpp", "csrc/cpu/anderson_step.cpp"],
     "test_cuda_residual": [],
     "test_cuda_affine": ["csrc/cuda/row_plan.cpp"],
+    "test_cuda_crew": ["csrc/cuda/crew_plan.cpp", "csrc/cpu/solve_affine.cpp", "csrc/cpu/scratch.cpp"],
 }
 
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="needs a C++ compiler")
