@@ -47,7 +47,12 @@ def test_kernel_keeps_its_budget(found, kernel):
         assert takes["warps"] >= allowed["warps"], where
 
 
-WIDE = [name for name in BUDGET if name.startswith("solve") or (name.startswith("step") and ", 1, " not in name)]
+# A cluster meets in shared memory, and newer devices move 32 bytes of a crew's doubles at once.
+WIDE = [
+    name
+    for name in BUDGET
+    if name.startswith(("solve", "crew_grid_kernel<float")) or (name.startswith("step") and ", 1, " not in name)
+]
 
 
 @pytest.mark.parametrize("kernel", WIDE)
