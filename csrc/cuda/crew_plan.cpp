@@ -86,7 +86,7 @@ bool complete(CrewPlan& plan, const AffineProblem<T>& problem, const SolveOption
   plan.share = int(padded((problem.dim + plan.members - 1) / plan.members, kSumGroup));
   plan.members = int((problem.dim + plan.share - 1) / plan.share);
   plan.rows_at_once = plan.rows % 4 == 0 ? 4 : 1;
-  plan.segments = int((problem.dim + kSegment - 1) / kSegment);
+  plan.segments = (plan.members * plan.share + kSegment - 1) / kSegment;  // of all that members own
   const int pieces = plan.rows / plan.rows_at_once * plan.share / kCrewOutputs;
   if (pieces > kCrewThreads) return false;
   plan.at_once = int(least(plan.segments, kCrewThreads / pieces));

@@ -224,6 +224,7 @@ void plans_fit() {
           CHECK(plan.members * plan.share >= dim && plan.members * plan.crews <= device.processors, "%d", int(dim));
           CHECK(plan.rows / plan.rows_at_once * plan.share / 4 * plan.at_once <= cuda::kCrewThreads, "%d", int(dim));
           CHECK(!plan.cluster || device.capability >= 9, "%d", int(dim));
+          CHECK(plan.segments * cuda::kSegment >= plan.members * plan.share, "%d", int(dim));
           if (device.capability == 9 && rows == 1 && dim >= 1024)
             CHECK(!plan.cluster && (history != 5 || plan.replicated), "one row of %d: not by the grid", int(dim));
           rows_plan.tile_rows = 8;
