@@ -28,6 +28,13 @@ struct Matrix {  // [outputs, inputs], any strides
 };
 
 template <class T>
+AK_HD Matrix<T> transposed(const Matrix<T>& m) {
+  return {m.data, m.inputs, m.outputs, m.input_stride, m.output_stride};
+}
+
+enum Norm { kNoNorm = 0, kLayerNorm = 1, kRmsNorm = 2 };
+
+template <class T>
 struct SolveResult {
   T* z = nullptr;             // [rows, dim]
   int32_t* steps = nullptr;   // [rows]
@@ -74,7 +81,7 @@ struct MlpProblem {
   const T* b2 = nullptr;
   const T* leak = nullptr;
   T skip{};
-  int norm = 0;  // 0 none, 1 layer, 2 rms
+  int norm = 0;
   T norm_eps{};
   int activation = 0;
 };

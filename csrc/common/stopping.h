@@ -20,10 +20,12 @@
 #if defined(__CUDA_ARCH__)
 #define AK_ROLLED _Pragma("unroll 1")
 #define AK_UNROLLED _Pragma("unroll")
+#define AK_UNROLLED_2 _Pragma("unroll 2")
 #define AK_UNROLLED_4 _Pragma("unroll 4")
 #else
 #define AK_ROLLED
 #define AK_UNROLLED
+#define AK_UNROLLED_2
 #define AK_UNROLLED_4
 #endif
 

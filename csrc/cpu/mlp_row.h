@@ -5,8 +5,6 @@
 
 namespace ak::AK_ISA {
 
-enum Norm { kNoNorm = 0, kLayerNorm = 1, kRmsNorm = 2 };
-
 // Memory of `width` hidden entries: whole vectors, and one more for the second half of a gated cell, which begins
 // between vectors, so that its last one reaches past the end.
 template <class T>

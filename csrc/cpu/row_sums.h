@@ -27,11 +27,6 @@ struct RowSums {
   }
 };
 
-template <class T>
-inline Matrix<T> transposed(const Matrix<T>& m) {
-  return {m.data, m.inputs, m.outputs, m.input_stride, m.output_stride};
-}
-
 // Cost of one evaluation of an activation, in those of tanh.
 inline double activation_cost(int kind) {
   switch (kind) {

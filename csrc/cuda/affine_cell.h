@@ -17,7 +17,7 @@ class AffineCell {
   }
   AK_DEVICE static const T* start(const Problem& p) { return p.z0; }
   // Entries of scratch of a row.
-  AK_DEVICE static constexpr int64_t kept(const Problem&) { return 0; }
+  AK_HD_MEMBER static constexpr int64_t kept(const Problem&) { return 0; }
 
   AK_DEVICE explicit AffineCell(const Problem& problem) : p_(problem) {}
 
@@ -28,8 +28,10 @@ class AffineCell {
   }
 
   // The last pass over a row, a being its part of what evaluate() returned.
-  template <class Row>
-  AK_DEVICE void finish(const Row& at, const T* a, const T* z, T* f) const {
+  template <class Tile, class Row>
+  AK_DEVICE void finish(const Tile& tile, const Row& at, const T* a) const {
+    const T* const z = tile.z[at.slot];
+    T* const f = tile.f[at.slot];
     const int kind = p_.scale != nullptr ? int(kIdentity) : p_.activation;
     if (kind == kPartialRelu) {
       const int first = int(p_.dim - p_.pieces);

@@ -78,7 +78,7 @@ class RowSolver {
       const Block at = tile(product);
       const Rows<const T> a = cell.evaluate(at);
       at.each_row([&](const Row& row) {
-        cell.finish(row, a[row.slot], at.z[row.slot], at.f[row.slot]);
+        cell.finish(at, row, a[row.slot]);
         advance(row);
       });
       odd_ = !odd_;

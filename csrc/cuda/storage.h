@@ -111,6 +111,22 @@ AK_DEVICE void store_global(T* p, const Pack<T, n>& x) {
   store_pack<n>(p, x);
 }
 
+// Hides where x comes from, so that what follows from it is reckoned anew each time, not kept in registers over a loop.
+AK_DEVICE void reckon_anew(int& x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(x));
+#else
+  (void)x;
+#endif
+}
+AK_DEVICE void reckon_anew(int64_t& x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(x));
+#else
+  (void)x;
+#endif
+}
+
 AK_DEVICE float multiply_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return __fmaf_rn(a, b, c);

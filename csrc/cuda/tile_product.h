@@ -105,7 +105,9 @@ class TileProduct {
   }
 
   AK_DEVICE void fetch(const Matrix<T>& w, Rows<const T> x, int rank, int first, int k0, Fetched& to) const {
-    const Share s = share_of(w, rank);
+    Share s = share_of(w, rank);
+    reckon_anew(s.n_near);
+    reckon_anew(s.n_far);
     const int n = first + s.n, k = k0 + s.k;
     const T* const from = w.data + n * w.output_stride + k * w.input_stride;
     const int64_t near = s.n_near * w.output_stride, far = s.n_far * w.output_stride + s.k_far * w.input_stride;
@@ -154,22 +156,30 @@ class TileProduct {
   AK_DEVICE void multiply(int rank, Accumulators& sums) const {
     const T* const x = x_ + rows_of(rank) * S::slice;
     const T* const w = w_ + columns_of(rank);
+    // Unrolled further, more of the slice would lie in registers than there are, of float64 above all.
+    if constexpr (sizeof(T) == 8) {
+      AK_ROLLED
+      for (int k = 0; k < S::slice; k += kAccess) multiply_access(x + k, w + k * kLd, sums);
+    } else {
+      AK_UNROLLED_2
+      for (int k = 0; k < S::slice; k += kAccess) multiply_access(x + k, w + k * kLd, sums);
+    }
+  }
+
+  // kAccess inputs of the slice.
+  AK_DEVICE static void multiply_access(const T* x, const T* w, Accumulators& sums) {
+    Pack<T, kAccess> in[kProductRows];
     AK_UNROLLED
-    for (int k = 0; k < S::slice; k += kAccess) {
-      Pack<T, kAccess> in[kProductRows];
+    for (int r = 0; r < kProductRows; ++r) in[r] = load_pack<kAccess>(x + r * S::slice);
+    AK_UNROLLED
+    for (int j = 0; j < kAccess; ++j) {
+      const auto low = load_pack<2>(w + j * kLd), high = load_pack<2>(w + j * kLd + kProductColumns / 2);
       AK_UNROLLED
-      for (int r = 0; r < kProductRows; ++r) in[r] = load_pack<kAccess>(x + r * S::slice + k);
-      AK_UNROLLED
-      for (int j = 0; j < kAccess; ++j) {
-        const auto low = load_pack<2>(w + (k + j) * kLd);
-        const auto high = load_pack<2>(w + (k + j) * kLd + kProductColumns / 2);
-        AK_UNROLLED
-        for (int r = 0; r < kProductRows; ++r) {
-          sums.v[r][0] = multiply_add(in[r].v[j], low.v[0], sums.v[r][0]);
-          sums.v[r][1] = multiply_add(in[r].v[j], low.v[1], sums.v[r][1]);
-          sums.v[r][2] = multiply_add(in[r].v[j], high.v[0], sums.v[r][2]);
-          sums.v[r][3] = multiply_add(in[r].v[j], high.v[1], sums.v[r][3]);
-        }
+      for (int r = 0; r < kProductRows; ++r) {
+        sums.v[r][0] = multiply_add(in[r].v[j], low.v[0], sums.v[r][0]);
+        sums.v[r][1] = multiply_add(in[r].v[j], low.v[1], sums.v[r][1]);
+        sums.v[r][2] = multiply_add(in[r].v[j], high.v[0], sums.v[r][2]);
+        sums.v[r][3] = multiply_add(in[r].v[j], high.v[1], sums.v[r][3]);
       }
     }
   }

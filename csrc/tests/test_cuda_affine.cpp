@@ -1,70 +1,16 @@
-// The affine solve of CUDA devices, run on the host: the kernel's own text (csrc/cuda/row_solver.h) with a host team in
-// the place of a block, in every shape of its tile.
+// The affine solve of CUDA devices, run on the host.
 #include "../cuda/affine_cell.h"
-#include "../cuda/row_solver.h"
 #include "affine_case.h"
-#include "host_team.h"
+#include "host_solve.h"
 
 namespace {
 
 using namespace ak;
 using namespace ak::test;
 
-// Rows for one block at a time, at most `share` each, as if the blocks after it took the rest.
-struct Queue {
-  int64_t* next;
-  int64_t* share;
-  int64_t rows;
-  int64_t operator()() const { return (*share)-- > 0 ? (*next)++ : rows; }
-};
-
-struct alignas(32) Chunk {
-  char bytes[32];
-};
-std::vector<Chunk> poisoned(int64_t bytes) {
-  std::vector<Chunk> memory(size_t((bytes + 31) / 32));
-  std::memset(memory.data(), 0xff, memory.size() * sizeof(Chunk));
-  return memory;
-}
-
-template <class Cell>
-void on_device(const typename Cell::Problem& p, const SolveOptions& o, const SolveResult<typename Cell::Scalar>& r,
-               bool again) {
-  using T = typename Cell::Scalar;
-  const cuda::DeviceFacts device{again ? 132 : 1, 232448};
-  const cuda::RowPlan plan = cuda::plan_rows<T>(Cell::size(p), o, device);
-  CHECK(plan.shared_bytes <= device.shared_per_block, "%ld", long(plan.shared_bytes));
-  cuda::with_shape<T>(plan, [&](auto shape) {
-    using Shape = decltype(shape);
-    using Team = HostTeam<Shape::threads>;
-    CHECK(plan.tile_rows == Shape::rows && plan.threads == Shape::threads, "%d", plan.tile_rows);
-    int64_t next = 0;
-    for (int64_t block = 0; next < p.rows; ++block) {
-      int64_t share = block + 1 < plan.blocks ? 1 + int64_t(rank_order() % 20) : p.rows;
-      auto shared = poisoned(plan.shared_bytes), scratch = poisoned(plan.block_bytes);
-      const Team team(nullptr);
-      const Queue queue{&next, &share, p.rows};
-      cuda::RowSolver<Cell, cuda::TileProduct<T, Shape, Team>, Team, Queue> solver(p, o, r, plan, team, shared.data(),
-                                                                                   scratch.data(), queue);
-      solver.solve();
-    }
-  });
-}
-
 template <class T>
 void on_device(const AffineProblem<T>& p, const SolveOptions& o, const SolveResult<T>& r, bool again) {
-  on_device<cuda::AffineCell<T>>(p, o, r, again);
-}
-
-SolveOptions options_for(int solver, int history, double rtol) {
-  SolveOptions o;
-  o.solver = solver;
-  o.history = history;
-  o.damping = 1;
-  o.ridge = 1e-8;
-  o.rtol = rtol;
-  o.max_steps = 200;
-  return o;
+  solve_on_host<cuda::AffineCell<T>>(p, o, r, again);
 }
 
 // trace, best iterate, largest number of steps
@@ -97,14 +43,13 @@ void ends_as_told() {
 }  // namespace
 
 int main() {
-  for (int64_t dim : {1, 3, 16, 33, 131}) all_solvers(Case<float>(on_device, 9, dim, kTanh, false, false));
-  all_solvers(Case<float>(on_device, 50, 21, kTanh, true, false));  // more rows than a tile holds
+  for (int64_t dim : {1, 3, 16, 33, 131}) all_solvers(AffineCase<float>(9, dim, kTanh, false, false), on_device);
+  all_solvers(AffineCase<float>(50, 21, kTanh, true, false), on_device);  // more rows than a tile holds
   for (int kind = kIdentity; kind < kRelu2; ++kind)
-    all_solvers(Case<float>(on_device, 18, 23, kind, kind % 2 == 0, false));
-  all_solvers(Case<float>(on_device, 17, 29, kIdentity, true, true));
-  for (int64_t dim : {1, 7, 40}) all_solvers(Case<double>(on_device, 11, dim, kGelu, true, false));
-  const Case<float> several_passes(on_device, 18, 530, kTanh, false, false);
-  several_passes.check(options_for(kAnderson, 3, 1e-5));
+    all_solvers(AffineCase<float>(18, 23, kind, kind % 2 == 0, false), on_device);
+  all_solvers(AffineCase<float>(17, 29, kIdentity, true, true), on_device);
+  for (int64_t dim : {1, 7, 40}) all_solvers(AffineCase<double>(11, dim, kGelu, true, false), on_device);
+  check(AffineCase<float>(18, 530, kTanh, false, false), on_device, options_for(kAnderson, 3, 1e-5));  // several passes
   a_row_with_nan_ends_alone(on_device);
   ends_as_told();
   return report();

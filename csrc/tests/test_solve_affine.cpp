@@ -20,15 +20,16 @@ void on_threads(const AffineProblem<T>& p, const SolveOptions& o, const SolveRes
 }  // namespace
 
 int main() {
-  for (int64_t dim : {1, 3, 16, 17, 33, 70, 131}) all_solvers(Case<float>(on_threads, 9, dim, kTanh, false, false));
-  for (int64_t dim : {1, 7, 40}) all_solvers(Case<double>(on_threads, 5, dim, kTanh, false, false));
-  all_solvers(Case<float>(on_threads, 50, 21, kTanh, true, false));  // more rows than a tile holds
+  for (int64_t dim : {1, 3, 16, 17, 33, 70, 131})
+    all_solvers(AffineCase<float>(9, dim, kTanh, false, false), on_threads);
+  for (int64_t dim : {1, 7, 40}) all_solvers(AffineCase<double>(5, dim, kTanh, false, false), on_threads);
+  all_solvers(AffineCase<float>(50, 21, kTanh, true, false), on_threads);  // more rows than a tile holds
   for (int kind = kIdentity; kind <= kRelu2; ++kind) {
     if (kind == kRelu2) continue;  // no contraction to be had from these weights
-    all_solvers(Case<float>(on_threads, 4, 23, kind, kind % 2 == 0, false));
-    all_solvers(Case<double>(on_threads, 3, 11, kind, true, false));
+    all_solvers(AffineCase<float>(4, 23, kind, kind % 2 == 0, false), on_threads);
+    all_solvers(AffineCase<double>(3, 11, kind, true, false), on_threads);
   }
-  all_solvers(Case<float>(on_threads, 6, 29, kIdentity, true, true));
+  all_solvers(AffineCase<float>(6, 29, kIdentity, true, true), on_threads);
   a_row_with_nan_ends_alone(on_threads);
   return report();
 }

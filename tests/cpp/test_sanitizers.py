@@ -30,6 +30,10 @@ PROGRAMS = {
     "test_common": [],
     "test_anderson_step": ["csrc/cpu/anderson_step.cpp"],
     "test_solve_affine": ["csrc/cpu/solve_affine.cpp", "csrc/cpu/scratch.cpp"],
+    "test_solve_cells": [
+        *(f"csrc/cpu/solve_{cell}.cpp" for cell in ("mlp", "mlp_linear", "gated")),
+        "csrc/cpu/scratch.cpp",
+    ],
 }
 # The text of the CUDA kernels, run on the host: no vectors of its own, so one variant will do, one with fma if it can.
 CUDA_PROGRAMS = {
@@ -37,6 +41,7 @@ CUDA_PROGRAMS = {
     "test_cuda_residual": [],
     "test_cuda_affine": ["csrc/cuda/row_plan.cpp"],
     "test_cuda_crew": ["csrc/cuda/crew_plan.cpp", "csrc/cpu/solve_affine.cpp", "csrc/cpu/scratch.cpp"],
+    "test_cuda_cells": ["csrc/cuda/row_plan.cpp"],
 }
 
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="needs a C++ compiler")
