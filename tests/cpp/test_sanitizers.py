@@ -35,7 +35,9 @@ PROGRAMS = {
 CUDA_PROGRAMS = {
     "test_cuda_step": ["csrc/cuda/step_plan.cpp", "csrc/cpu/anderson_step.cpp"],
     "test_cuda_residual": [],
-    "test_cuda_affine": ["csrc/cuda/row_plan.cpp"],
+    "test_cuda_tensor": [],
+    "test_mixed_step": [],
+    "test_cuda_affine": ["csrc/cuda/row_plan.cpp", "csrc/cpu/solve_affine.cpp", "csrc/cpu/scratch.cpp"],
 }
 
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="needs a C++ compiler")
