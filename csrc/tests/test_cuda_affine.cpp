@@ -5,6 +5,10 @@
 #include "affine_case.h"
 #include "host_team.h"
 
+namespace ak::AK_ISA {
+void solve_affine(const AffineProblem<float>&, const SolveOptions&, const SolveResult<float>&, const Executor&);
+}
+
 namespace {
 
 using namespace ak;
@@ -31,12 +35,17 @@ template <class Cell>
 void on_device(const typename Cell::Problem& p, const SolveOptions& o, const SolveResult<typename Cell::Scalar>& r,
                bool again) {
   using T = typename Cell::Scalar;
-  const cuda::DeviceFacts device{again ? 132 : 1, 232448};
+  const cuda::DeviceFacts device{again ? 132 : 1, 232448, 80};
   const cuda::RowPlan plan = cuda::plan_rows<T>(Cell::size(p), o, device);
   CHECK(plan.shared_bytes <= device.shared_per_block, "%ld", long(plan.shared_bytes));
-  cuda::with_shape<T>(plan, [&](auto shape) {
+  std::vector<cuda::MmaA> packed(size_t(plan.packed_bytes) / sizeof(cuda::MmaA));
+  if constexpr (Cell::kMixed)
+    for (size_t i = 0; i < packed.size(); ++i)
+      cuda::pack_tensor_weights(Cell::mixed_weight(p), packed.data(), int64_t(i));
+  cuda::with_variant<Cell>(plan, [&](auto shape, auto mixed) {
     using Shape = decltype(shape);
     using Team = HostTeam<Shape::threads>;
+    using Product = cuda::ProductOf<T, Shape, mixed, Team>;
     CHECK(plan.tile_rows == Shape::rows && plan.threads == Shape::threads, "%d", plan.tile_rows);
     int64_t next = 0;
     for (int64_t block = 0; next < p.rows; ++block) {
@@ -44,8 +53,8 @@ void on_device(const typename Cell::Problem& p, const SolveOptions& o, const Sol
       auto shared = poisoned(plan.shared_bytes), scratch = poisoned(plan.block_bytes);
       const Team team(nullptr);
       const Queue queue{&next, &share, p.rows};
-      cuda::RowSolver<Cell, cuda::TileProduct<T, Shape, Team>, Team, Queue> solver(p, o, r, plan, team, shared.data(),
-                                                                                   scratch.data(), queue);
+      cuda::RowSolver<Cell, Product, Team, Queue> solver(p, o, r, plan, team, shared.data(), scratch.data(),
+                                                         packed.data(), queue);
       solver.solve();
     }
   });
@@ -68,8 +77,8 @@ SolveOptions options_for(int solver, int history, double rtol) {
 }
 
 // trace, best iterate, largest number of steps
-void ends_as_told() {
-  const int64_t rows = 21, dim = 37, steps = 7;
+void ends_as_told(int64_t dim, bool mixed) {
+  const int64_t rows = 21, steps = 7;
   Block<float> z0(rows * dim, [](int64_t) { return normal(); }), u(rows * dim, [](int64_t) { return normal(); });
   Block<float> weight(dim * dim, [&](int64_t) { return 0.9 * normal() / std::sqrt(double(dim)); });
   Block<float> trace(steps * rows, [](int64_t) { return NAN; });
@@ -80,6 +89,7 @@ void ends_as_told() {
       SolveOptions o = options_for(solver, 4, 1e-12);
       o.max_steps = int(steps);
       o.keep_best = keep_best;
+      o.mixed = mixed;
       Solved<float> solved(rows, dim);
       SolveResult<float> result = solved.pointers();
       result.trace = trace.get();
@@ -94,6 +104,58 @@ void ends_as_told() {
     }
 }
 
+struct Family {
+  const char* name;
+  int activation;
+  double size;  // of the spectrum
+  bool symmetric;
+  int solver;
+  double rtol;
+  int ending;
+};
+
+// Mixed precision against full precision and against the CPU's kernel, on problems of many steps.
+void mixed_ends_as_full_does() {
+  const Family families[] = {
+      {"random", kTanh, 0.95, false, kPicard, 1e-5, kConverged},
+      {"random, Auto", kTanh, 0.95, false, kAuto, 1e-6, kConverged},
+      {"symmetric", kIdentity, 0.98, true, kAnderson, 1e-6, kConverged},
+      {"symmetric, Auto", kTanh, 0.98, true, kAuto, 1e-6, kConverged},
+      {"rounding", kTanh, 0.5, false, kAnderson, 1e-12, kStagnated},
+      {"growing", kIdentity, 1.5, false, kPicard, 1e-5, kDiverged},
+  };
+  const int64_t rows = 40, dim = 129;
+  for (const Family& family : families) {
+    Block<float> z0(rows * dim, [](int64_t) { return 0; }), u(rows * dim, [](int64_t) { return normal(); });
+    Block<float> weight(dim * dim, [&](int64_t) { return family.size * normal() / std::sqrt(double(dim)); });
+    for (int64_t i = 0; family.symmetric && i < dim; ++i)
+      for (int64_t j = 0; j < i; ++j) weight[i * dim + j] = weight[j * dim + i] /= 2;
+    const AffineProblem<float> problem{rows,    dim,     z0.get(),          u.get(), {weight.get(), dim, dim, dim, 1},
+                                       nullptr, nullptr, family.activation, 0};
+    SolveOptions o = options_for(family.solver, 5, family.rtol);
+    Solved<float> full(rows, dim), mixed(rows, dim), cpu(rows, dim);
+    on_device(problem, o, full.pointers(), false);
+    o.mixed = true;
+    CHECK(cuda::plan_rows<float>(cuda::AffineCell<float>::size(problem), o, {132, 232448, 80}).mixed, "%s",
+          family.name);
+    on_device(problem, o, mixed.pointers(), false);
+    AK_ISA::solve_affine(problem, o, cpu.pointers(), kOneThread);
+    int64_t full_steps = 0, mixed_steps = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      full_steps += full.steps[row];
+      mixed_steps += mixed.steps[row];
+      CHECK(mixed.status[row] == family.ending && full.status[row] == family.ending && cpu.status[row] == family.ending,
+            "%s: row %d ends with %d, in full with %d, on the CPU with %d", family.name, int(row), mixed.status[row],
+            full.status[row], cpu.status[row]);
+      const double residual = affine_residual(problem, row, mixed.z.get() + row * dim);
+      CHECK(std::fabs(residual - double(mixed.residual[row])) <= 1e-2 * residual + 3e-7,
+            "%s: row %d reports %g, is at %g", family.name, int(row), double(mixed.residual[row]), residual);
+    }
+    CHECK(double(mixed_steps) <= 1.12 * double(full_steps) + 2 * double(rows), "%s: %d steps for %d", family.name,
+          int(mixed_steps), int(full_steps));
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -105,7 +167,12 @@ int main() {
   for (int64_t dim : {1, 7, 40}) all_solvers(Case<double>(on_device, 11, dim, kGelu, true, false));
   const Case<float> several_passes(on_device, 18, 530, kTanh, false, false);
   several_passes.check(options_for(kAnderson, 3, 1e-5));
-  a_row_with_nan_ends_alone(on_device);
-  ends_as_told();
+  for (const auto& [dim, mixed] : {std::pair(37, false), std::pair(97, true)}) {
+    a_row_with_nan_ends_alone(on_device, dim, mixed);
+    ends_as_told(dim, mixed);
+  }
+  all_solvers(Case<float>(on_device, 40, 97, kTanh, true, false));  // mixed from about 80 entries on
+  all_solvers(Case<float>(on_device, 9, 101, kIdentity, true, true));
+  mixed_ends_as_full_does();
   return report();
 }
