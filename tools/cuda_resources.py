@@ -5,7 +5,8 @@
 Needs cuobjdump and nvdisasm (in the CUDA toolkit, or the packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm) and
 c++filt. Prints, by kernel and architecture: registers of a thread; bytes of stack and of local memory a thread;
 bytes of static shared memory a block; warps that the registers let a multiprocessor hold; and how many instructions
-load or store 16 bytes at once (wide_loads, wide_stores) or reach a thread's local memory (local).
+load or store 16 bytes at once (wide_loads, wide_stores), reach a thread's local memory (local) or multiply bfloat16 on
+tensor cores (tensor).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ COUNTED = {
     "wide_loads": re.compile(r"\bLDG\.E\.\S*128"),
     "wide_stores": re.compile(r"\bSTG\.E\.\S*128"),
     "local": re.compile(r"\b(LDL|STL)\b"),
+    "tensor": re.compile(r"\bHMMA\.16816\.F32\.BF16\b"),
 }
 
 

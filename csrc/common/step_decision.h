@@ -143,12 +143,14 @@ AK_HD double decide_step(StepState& s, Result& result, const StepRules& rules, d
   const bool first = s.phase == kStepFresh;
   if (first) begin_step(s, r2);
   const bool best_was_last = !first && !s.best_saved;
-  const bool jumped = mixed != nullptr && mixed->precision.observe(mixed->full, r2, f2, kBfloat16Refresh2);
-  const Progress<double> before = s.progress;
+  bool anderson = rules.solver == 1 || (rules.solver == 2 && auto_accelerating(s.choice.mode));
+  const double refresh2 = anderson ? kBfloat16Refresh2 : kPlainRefresh2 * kBfloat16Refresh2;
+  const bool jumped = mixed != nullptr && mixed->precision.observe(mixed->full, r2, f2, refresh2);
+  const Progress<double> so_far = s.progress;
   const Judgement<double> verdict = judge(s.progress, r2, f2, rules.rule);
   const double relative = relative_residual(r2, f2);
   if (mixed != nullptr && mixed->precision.hold(verdict)) {
-    s.progress = before;
+    s.progress = so_far;
     s.progress.steps += 1;
     s.write = kWriteNothing;
     return relative;
@@ -168,9 +170,8 @@ AK_HD double decide_step(StepState& s, Result& result, const StepRules& rules, d
   // A restart is one problem's decision; between mixing groups it would carry a later token's residual to earlier ones.
   const bool restart = rules.groups == 1 && r2 > kStepRestartFactor2 * s.level;
   if (restart || r2 < s.level) s.level = r2;
-  bool anderson = rules.solver == 1;
   if (rules.solver == 2) {
-    const bool before = auto_accelerating(s.choice.mode);
+    const bool before = anderson;
     // <g, g_before> = <g, g - d>
     const AutoRule<double> rule = auto_rule(rules.price, rules.groups * rules.entries);
     anderson = choose(s.choice, rule, s.progress.steps, r2, s.previous_r2, r2 - along);
@@ -178,6 +179,8 @@ AK_HD double decide_step(StepState& s, Result& result, const StepRules& rules, d
     if (s.enter) s.newest = -1;
     s.clear = s.enter || !anderson;
   }
+  // Picard steps contract evenly, so the one that will end the problem is known beforehand.
+  if (mixed != nullptr) mixed->precision.last = !anderson && next_converges(r2, s.previous_r2, f2, rules.rule);
   s.previous_r2 = r2;
   if (!anderson) return relative;
   const bool has_before = s.newest >= 0 || s.enter;

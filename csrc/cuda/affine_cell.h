@@ -1,6 +1,7 @@
 // f = leak * z + scale * phi(z W^T + u). Its adjoint is the same with phi the identity and scale = phi'(a).
 #pragma once
 
+#include "mixed_product.h"
 #include "row_pass.h"
 
 namespace ak::cuda {
@@ -10,14 +11,21 @@ class AffineCell {
  public:
   using Scalar = T;
   using Problem = AffineProblem<T>;
+  static constexpr bool kMixed = sizeof(T) == 4;
 
   static CellSize size(const Problem& p) {
     const double dim = double(p.dim);
-    return {p.rows, p.dim, dim * dim, 2 * dim, kept(p)};
+    return {p.rows, p.dim, dim * dim, 2 * dim, kept(p), mixed_kept(p), p.dim, p.dim};
   }
   AK_DEVICE static const T* start(const Problem& p) { return p.z0; }
   // Entries of scratch of a row.
   AK_HD_MEMBER static constexpr int64_t kept(const Problem&) { return 0; }
+
+  // The same for mixed products, and what those multiply by.
+  AK_DEVICE static constexpr int64_t mixed_kept(const Problem& p) {
+    return kMixed ? ak::cuda::mixed_kept(p.dim, p.dim) : 0;
+  }
+  static const Matrix<T>& mixed_weight(const Problem& p) { return p.weight; }
 
   AK_DEVICE explicit AffineCell(const Problem& problem) : p_(problem) {}
 

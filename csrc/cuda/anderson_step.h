@@ -49,7 +49,7 @@ struct StepPlan {
 struct DeviceFacts {
   int processors;        // streaming multiprocessors
   int shared_per_block;  // bytes a block may have
-  int capability = 0;    // major compute capability
+  int capability = 0;    // 10 times the major number and the minor one
 };
 
 // Of the current device; null, or why they cannot be had.

@@ -8,7 +8,7 @@ namespace ak::cuda {
 namespace {
 
 constexpr int kMaxCluster = 8;  // what every device that has clusters takes
-constexpr int kClusterCapability = 9;
+constexpr int kClusterCapability = 90;
 
 // Nanoseconds.
 constexpr double kCycle = 0.6;

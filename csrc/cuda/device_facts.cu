@@ -5,11 +5,16 @@
 namespace ak::cuda {
 
 const char* device_facts(DeviceFacts& facts) {
-  int device = 0;
+  int device = 0, major = 0, minor = 0;
   cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&facts.processors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&facts.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const auto read = [&](int& fact, cudaDeviceAttr attribute) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&fact, attribute, device);
+  };
+  read(facts.processors, cudaDevAttrMultiProcessorCount);
+  read(facts.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  read(major, cudaDevAttrComputeCapabilityMajor);
+  read(minor, cudaDevAttrComputeCapabilityMinor);
+  facts.capability = 10 * major + minor;
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

@@ -10,6 +10,7 @@ template <class T>
 class GatedCell {
  public:
   using Scalar = T;
+  static constexpr bool kMixed = false;
   using Problem = GatedProblem<T>;
 
   static CellSize size(const Problem& p) {
@@ -47,6 +48,7 @@ template <class T>
 class GatedLinearCell {
  public:
   using Scalar = T;
+  static constexpr bool kMixed = false;
   using Problem = GatedLinearProblem<T>;
 
   static CellSize size(const Problem& p) {

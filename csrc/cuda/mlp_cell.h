@@ -16,6 +16,7 @@ template <class T>
 class MlpCell {
  public:
   using Scalar = T;
+  static constexpr bool kMixed = false;
   using Problem = MlpProblem<T>;
 
   static CellSize size(const Problem& p) {
@@ -87,6 +88,7 @@ template <class T>
 class MlpLinearCell {
  public:
   using Scalar = T;
+  static constexpr bool kMixed = false;
   using Problem = MlpLinearProblem<T>;
 
   static CellSize size(const Problem& p) {

@@ -135,7 +135,7 @@ struct Tile {
   const int64_t* row;  // that each slot works at; negative: none
   char* warp_space;    // of every warp a StepSpace with a small system, warp_bytes apart
   int64_t warp_bytes;
-  Rows<const T> z;
+  typename Product::Iterates z;
   Rows<T> f;
   Rows<T> kept;
 };

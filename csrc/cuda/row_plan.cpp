@@ -10,15 +10,22 @@ namespace {
 // cache; both in float32. In float64 either takes twice as long.
 constexpr double kProductTime = 1.0 / 115, kEntryTime = 0.1;
 constexpr double kStepEntries = 4;  // of an entry of the state, moved in a Picard step
+// The same for a product of changes, W on its way from the second-level cache included; the share of products that are
+// in full all the same; and entries moved for each that a row keeps.
+constexpr double kChangeTime = 1.0 / 800, kFullShare = 0.15, kMixedEntries = 2.5;
+constexpr int kTensorCapability = 80;
 
 template <class T>
 struct Cost {
   const CellSize& size;
+  bool mixed = false;
 
   static constexpr double kScale = sizeof(T) / 4;
   double dim() const { return double(size.dim); }
   double picard_time() const {
-    return kScale * (size.products * kProductTime + (size.moved + kStepEntries * dim()) * kEntryTime);
+    const double product = mixed ? kChangeTime + kFullShare * kProductTime : kProductTime;
+    const double moved = size.moved + kStepEntries * dim() + (mixed ? kMixedEntries * double(size.mixed_kept) : 0);
+    return kScale * (size.products * product + moved * kEntryTime);
   }
   double anderson_price(int history) const {
     const double moved = (2 * history + 4) * dim() * kEntryTime, decision = 40.0 * (1 + history);
@@ -36,42 +43,62 @@ struct Cost {
 };
 
 template <class T, class Shape>
-int64_t shared_bytes(int slots) {
-  return solver_space_bytes<Shape>(slots) + kProductBytes<T, Shape>;
+int64_t shared_bytes(const CellSize& size, int slots, bool mixed) {
+  const int64_t product = mixed ? mixed_product_bytes<Shape>(size.inputs) : kProductBytes<T, Shape>;
+  return solver_space_bytes<Shape>(slots) + product;
+}
+
+// Whether mixed products are to be had and pay. From what a row alone decides: its bits are those of any batch.
+template <class T>
+bool mixed_pays(const CellSize& size, const SolveOptions& options, int slots, const DeviceFacts& device) {
+  if (sizeof(T) != 4 || size.mixed_kept == 0 || !mixed_allowed(options) || device.capability < kTensorCapability)
+    return false;
+  return Cost<T>{size, true}.picard_time() < Cost<T>{size}.picard_time() &&
+         shared_bytes<T, MixedTiles::Narrow>(size, slots, true) <= device.shared_per_block;
 }
 
 template <class T, class Shape>
 void fill(RowPlan& plan, const CellSize& size, int slots, const DeviceFacts& device) {
   plan.tile_rows = Shape::rows;
   plan.threads = Shape::threads;
-  plan.shared_bytes = shared_bytes<T, Shape>(slots);
+  plan.shared_bytes = shared_bytes<T, Shape>(size, slots, plan.mixed);
   const int64_t resident = device.shared_per_block / plan.shared_bytes;
-  const int64_t most = Shape::threads > 128 ? 2 : 3;
+  const int64_t most = Shape::threads > 128 || plan.mixed ? 2 : 3;
   const int64_t tiles = (size.rows + Shape::rows - 1) / Shape::rows;
   const int64_t room = device.processors * (resident < 1 ? 1 : resident < most ? resident : most);
   plan.blocks = tiles < room ? tiles : room;
+}
+
+template <class T, class Shapes>
+void choose_tile(RowPlan& plan, const CellSize& size, int slots, const DeviceFacts& device) {
+  using Wide = typename Shapes::Wide;
+  const bool wide = size.rows > Wide::rows / 2 * int64_t(device.processors) &&
+                    shared_bytes<T, Wide>(size, slots, plan.mixed) <= device.shared_per_block;
+  if (wide)
+    fill<T, Wide>(plan, size, slots, device);
+  else
+    fill<T, typename Shapes::Narrow>(plan, size, slots, device);
 }
 
 }  // namespace
 
 template <class T>
 RowPlan plan_rows(const CellSize& size, const SolveOptions& options, const DeviceFacts& device) {
-  using Wide = typename Tiles<T>::Wide;
   RowPlan plan{};
-  const Cost<T> cost{size};
   const int valid = int(options.history < size.dim ? options.history : size.dim);
+  plan.mixed = mixed_pays<T>(size, options, options.solver == kPicard ? 0 : valid + 1, device);
+  const Cost<T> cost{size, plan.mixed};
   plan.history = options.solver == kPicard ? 0 : options.solver == kAuto ? cost.auto_history(valid) : valid;
   plan.anderson_price = cost.anderson_price(plan.history);
   const int slots = options.solver == kPicard ? 0 : plan.history + 1;
-  const bool wide = size.rows > Wide::rows / 2 * int64_t(device.processors) &&
-                    shared_bytes<T, Wide>(slots) <= device.shared_per_block;
-  if (wide)
-    fill<T, Wide>(plan, size, slots, device);
+  if (plan.mixed)
+    choose_tile<T, MixedTiles>(plan, size, slots, device);
   else
-    fill<T, typename Tiles<T>::Narrow>(plan, size, slots, device);
+    choose_tile<T, Tiles<T>>(plan, size, slots, device);
   plan.columns = device_control_columns(1, row_ld(size.dim), slots);
-  plan.block_bytes = solver_block_bytes<T>(plan.tile_rows, size, slots, plan.columns);
-  plan.scratch_bytes = kQueueBytes + plan.blocks * plan.block_bytes;
+  plan.block_bytes = solver_block_bytes<T>(plan.tile_rows, size, slots, plan.mixed, plan.columns);
+  plan.packed_bytes = plan.mixed ? padded(tensor_weight_bytes(size.outputs, size.inputs), 256) : 0;
+  plan.scratch_bytes = kQueueBytes + plan.packed_bytes + plan.blocks * plan.block_bytes;
   return plan;
 }
 

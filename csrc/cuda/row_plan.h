@@ -1,6 +1,8 @@
 // How the whole solve of a cell is cut up on a device: a batch into tiles of rows, a product into slices.
 #pragma once
 
+#include <type_traits>
+
 #include "../common/problems.h"
 #include "anderson_step.h"
 
@@ -33,6 +35,12 @@ struct Tiles {
   using Wide = TileShape<4, 2, 16>;
   using Narrow = TileShape<1, 4, 8>;
 };
+// With products of changes a product in full is the rarer: half a slice leaves registers to the others. And two wide
+// tiles share a multiprocessor, so that the passes over one overlap the products of the other.
+struct MixedTiles {
+  using Wide = TileShape<4, 1, 8>;
+  using Narrow = TileShape<1, 4, 4>;
+};
 template <>
 struct Tiles<double> {
   using Wide = TileShape<2, 2, 4>;
@@ -42,28 +50,38 @@ struct Tiles<double> {
 struct RowPlan {
   int tile_rows;
   int threads;
+  bool mixed;             // products of changes on tensor cores (mixed_product.h)
   int history;            // kept per row; Auto chooses its own
   double anderson_price;  // cost of an Anderson step over a Picard step, as Auto counts it
   int64_t blocks;
   int64_t shared_bytes;
-  int64_t scratch_bytes;  // of all blocks
+  int64_t packed_bytes;   // of scratch: W for mixed products
+  int64_t scratch_bytes;  // the queue, W, and all blocks
   int64_t block_bytes;    // of them, a block's
   int64_t columns;        // doubles of a row's control
 };
 
-// f(shape) for the shape of tile that a plan chose.
-template <class T, class F>
-auto with_shape(const RowPlan& plan, const F& f) {
-  if (plan.tile_rows == Tiles<T>::Wide::rows) return f(typename Tiles<T>::Wide{});
-  return f(typename Tiles<T>::Narrow{});
+// f(shape, mixed) for the shape of tile and the kind of products that a plan chose.
+template <class Cell, class F>
+auto with_variant(const RowPlan& plan, const F& f) {
+  const auto chosen = [&](auto shapes, auto mixed) {
+    using Shapes = decltype(shapes);
+    if (plan.tile_rows == Shapes::Wide::rows) return f(typename Shapes::Wide{}, mixed);
+    return f(typename Shapes::Narrow{}, mixed);
+  };
+  if constexpr (Cell::kMixed)
+    if (plan.mixed) return chosen(MixedTiles{}, std::true_type{});
+  return chosen(Tiles<typename Cell::Scalar>{}, std::false_type{});
 }
 
 // What a plan must know of a cell: of one row.
 struct CellSize {
   int64_t rows, dim;
-  double products;  // multiply-adds of an evaluation
-  double moved;     // entries that its passes over a row read or write
-  int64_t kept;     // entries of scratch
+  double products;                  // multiply-adds of an evaluation
+  double moved;                     // entries that its passes over a row read or write
+  int64_t kept;                     // entries of scratch
+  int64_t mixed_kept = 0;           // the same for mixed products; 0: the cell has none
+  int64_t outputs = 0, inputs = 0;  // of what those multiply by
 };
 
 template <class T>

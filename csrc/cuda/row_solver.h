@@ -5,10 +5,14 @@
 // and the next waiting one takes its place. Its sums belong to one warp: with products whose entries do not depend on
 // the tile, its bits do not depend on its neighbours.
 //
+// In mixed precision (mixed_product.h) some rows wait in a round, so a row of its own accord turns from one of its two
+// buffers to the other; otherwise all turn together.
+//
 // A Cell has Scalar, Problem, size(), start(), kept(), evaluate() and finish() (affine_cell.h says what they are), a
 // Product has Shape and apply() (tile_product.h).
 #pragma once
 
+#include "mixed_product.h"
 #include "row_pass.h"
 #include "step_body.h"
 
@@ -32,11 +36,12 @@ constexpr int64_t solver_space_bytes(int slots) {
   return int64_t(sizeof(SolverSpace<Shape>)) + Shape::threads / kWarp * warp_space_bytes(slots);
 }
 
-// A block's part of scratch: of every row four states (two iterates, f, the best), the rings, what the cell keeps, the
-// control.
+// A block's part of scratch: of every row four states (two iterates, f, the best), the rings, what the cell keeps, what
+// mixed products do, the control.
 template <class T>
-constexpr int64_t solver_block_bytes(int rows, const CellSize& size, int slots, int64_t columns) {
-  const int64_t entries = (4 + 2 * int64_t(slots)) * row_ld(size.dim) + row_ld(size.kept);
+constexpr int64_t solver_block_bytes(int rows, const CellSize& size, int slots, bool mixed, int64_t columns) {
+  const int64_t entries =
+      (4 + 2 * int64_t(slots)) * row_ld(size.dim) + row_ld(size.kept) + (mixed ? size.mixed_kept : 0);
   return padded(rows * (int64_t(sizeof(T)) * entries + 8 * columns), 256);
 }
 
@@ -51,9 +56,11 @@ class RowSolver {
   using Step = StepBody<T, kPerAccess<T>, Warp>;
 
  public:
-  // scratch: of this block. queue(): the next row to be solved, past the last one where none is left.
+  // scratch: of this block. packed: W for mixed products. queue(): the next row to be solved, past the last one where
+  // none is left.
   AK_DEVICE RowSolver(const Problem& problem, const SolveOptions& options, const SolveResult<T>& result,
-                      const RowPlan& plan, const Team& team, void* shared, void* scratch, const Queue& queue)
+                      const RowPlan& plan, const Team& team, void* shared, void* scratch, const void* packed,
+                      const Queue& queue)
       : p_(problem),
         o_(options),
         result_(result),
@@ -63,7 +70,8 @@ class RowSolver {
         ld_(int(row_ld(problem.dim))),
         slots_(options.solver == kPicard ? 0 : plan.history + 1),
         space_(static_cast<SolverSpace<Shape>*>(shared)),
-        states_(static_cast<T*>(scratch)) {
+        states_(static_cast<T*>(scratch)),
+        packed_(packed) {
     team_.first([&] {
       describe();
       space_->rules = rules_for<T>(options, slots_, 1, problem.dim, plan.anderson_price);
@@ -72,25 +80,35 @@ class RowSolver {
 
   AK_DEVICE void solve() {
     const Cell cell(p_);
-    const Product product(team_, reinterpret_cast<char*>(space_) + solver_space_bytes<Shape>(slots_), space_->row);
+    const Product product = make_product();
     start(tile(product));
     while (any_row()) {
+      if constexpr (Product::kMixed) product.begin_round();
       const Block at = tile(product);
       const Rows<const T> a = cell.evaluate(at);
       at.each_row([&](const Row& row) {
         cell.finish(at, row, a[row.slot]);
-        advance(row);
+        advance(product, row);
       });
       odd_ = !odd_;
     }
   }
 
  private:
+  AK_DEVICE Product make_product() const {
+    char* const shared = reinterpret_cast<char*>(space_) + solver_space_bytes<Shape>(slots_);
+    if constexpr (Product::kMixed)
+      return Product(team_, shared, space_->row, kept() + Shape::rows * row_ld(Cell::kept(p_)), packed_);
+    else
+      return Product(team_, shared, space_->row);
+  }
+
   AK_DEVICE int64_t state() const { return int64_t(Shape::rows) * ld_; }
   AK_DEVICE T* kept() const { return states_ + (4 + 2 * slots_) * state(); }
 
   AK_DEVICE void describe() const {
-    const int64_t kept_entries = Shape::rows * row_ld(Cell::kept(p_));
+    int64_t kept_entries = Shape::rows * row_ld(Cell::kept(p_));
+    if constexpr (Product::kMixed) kept_entries += Shape::rows * Cell::mixed_kept(p_);
     for (int turn = 0; turn < 2; ++turn) {
       StepProblem& step = space_->step[turn];
       step.type = sizeof(T) == 8 ? StateType::kFloat64 : StateType::kFloat32;
@@ -115,16 +133,22 @@ class RowSolver {
     space_->plan.solvers = slots_ > 1 ? 1 : 0;
   }
 
-  AK_DEVICE const StepProblem& round() const { return space_->step[odd_]; }
+  // The step that a slot's row is at.
+  AK_DEVICE const StepProblem& round(const Product& product, int slot) const {
+    if constexpr (Product::kMixed)
+      return space_->step[product.odd()[slot]];
+    else
+      return space_->step[odd_];
+  }
   AK_DEVICE Block tile(const Product& product) const {
-    return {team_,
-            product,
-            space_->row,
-            reinterpret_cast<char*>(space_ + 1),
-            warp_space_bytes(slots_),
-            {static_cast<const T*>(round().z), ld_},
-            {static_cast<T*>(const_cast<void*>(round().fz)), ld_},
-            {kept(), row_ld(Cell::kept(p_))}};
+    char* const spaces = reinterpret_cast<char*>(space_ + 1);
+    const Rows<T> f{states_ + 2 * state(), ld_}, kept{this->kept(), row_ld(Cell::kept(p_))};
+    if constexpr (Product::kMixed)
+      return {
+          team_, product, product.at_work(), spaces, warp_space_bytes(slots_), {states_, ld_, state(), product.odd()},
+          f,     kept};
+    else
+      return {team_, product, space_->row, spaces, warp_space_bytes(slots_), {states_ + odd_ * state(), ld_}, f, kept};
   }
 
   AK_DEVICE bool any_row() const {
@@ -136,52 +160,68 @@ class RowSolver {
   }
 
   AK_DEVICE void start(const Block& tile) const {
-    T* const z = const_cast<T*>(tile.z.data);
     tile.team.warps([&](int warp) {
       for (int slot = warp; slot < Shape::rows; slot += Block::kWarps) {
         const Row at(slot, 0, tile.space_of(warp));
+        if constexpr (Product::kMixed) at.lanes.first([&] { tile.product.odd()[slot] = false; });
         // What pads f is never written again.
         at.each(ld_, [&](int i) { tile.f[slot][i] = 0; });
-        refill(at, z + slot * ld_);
+        refill(tile.product, at, states_ + slot * ld_);
       }
     });
   }
 
   // The next row's start goes to `to`; the slot is idle where none is left.
-  AK_DEVICE void refill(const Row& at, T* to) const {
+  AK_DEVICE void refill(const Product& product, const Row& at, T* to) const {
     at.lanes.first([&] {
       const int64_t row = queue_();
       space_->row[at.slot] = row < p_.rows ? row : -1;
+      if constexpr (Product::kMixed) product.begin_row(at.slot);
     });
     const int64_t row = space_->row[at.slot];
     if (row < 0) return;
     const T* const from = Cell::start(p_) + row * p_.dim;
     at.each(ld_, [&](int i) { to[i] = i < p_.dim ? from[i] : T(0); });
-    double* const control = round().control + at.slot * round().columns;
-    at.each(round().columns, [&](int i) { control[i] = 0; });
+    double* const control = space_->step[0].control + at.slot * plan_.columns;
+    at.each(plan_.columns, [&](int i) { control[i] = 0; });
   }
 
   // One step of a slot's row; a row that has ended makes room.
-  AK_DEVICE void advance(const Row& at) const {
+  AK_DEVICE void advance(const Product& product, const Row& at) const {
     const int slot = at.slot;
-    const Step step(round(), o_, space_->plan, space_->rules, at.lanes, at.space);
+    const StepProblem& round = this->round(product, slot);
+    const Step step(round, o_, space_->plan, space_->rules, at.lanes, at.space);
     step.first_sweep(slot, 0, 0);
-    step.decide(slot, at.row);
-    step.solve_groups(slot, 0, 1);
+    if constexpr (Product::kMixed) {
+      MixedStep* const mixed = product.step(slot);
+      step.decide(slot, at.row, mixed);
+      step.solve_groups(slot, 0, 1, mixed->apart);
+    } else {
+      step.decide(slot, at.row);
+      step.solve_groups(slot, 0, 1);
+    }
     step.second_sweep(slot, 0, 0);
     step.repair(slot);
     const ControlRow control = step.row(slot);
-    if (control.state().phase < kStepEnded) return;
-    T* const out = static_cast<T*>(round().out) + slot * ld_;
+    if (control.state().phase >= kStepEnded) {
+      hand_over(product, at, control.result(), static_cast<T*>(round.out) + slot * ld_);
+    } else if constexpr (Product::kMixed) {
+      const int steps = control.state().progress.steps;
+      at.lanes.first([&] { product.end_step(slot, steps, o_.max_steps); });
+    }
+  }
+
+  // A row that has ended is written out, and the slot has the next one.
+  AK_DEVICE void hand_over(const Product& product, const Row& at, const StepResult& end, T* out) const {
     T* const z = result_.z + at.row * p_.dim;
     at.each(p_.dim, [&](int i) { z[i] = out[i]; });
     at.lanes.first([&] {
-      const StepResult& end = control.result();
       result_.status[at.row] = uint8_t(end.status);
       result_.steps[at.row] = int32_t(end.steps);
       result_.residual[at.row] = float(end.residual);
     });
-    refill(at, out);
+    refill(product, at, out);
+    if constexpr (Product::kMixed) at.lanes.first([&] { product.turn(at.slot); });
   }
 
   const Problem& p_;
@@ -193,6 +233,7 @@ class RowSolver {
   const int ld_, slots_;
   SolverSpace<Shape>* const space_;
   T* const states_;
+  const void* const packed_;
   bool odd_ = false;
 };
 

@@ -22,27 +22,43 @@ struct RowQueue {
   AK_DEVICE int64_t operator()() const { return int64_t(atomicAdd(next, 1ull)); }
 };
 
-template <class Cell, class Shape>
+template <class Cell, class Shape, bool mixed>
 __global__ void __launch_bounds__(Shape::threads, Shape::threads > 128 ? 1 : 2)
     solve_kernel(const __grid_constant__ SolveArguments<Cell> a) {
   extern __shared__ __align__(32) unsigned char shared[];
   using Team = DeviceTeam<Shape::threads>;
-  using Product = TileProduct<typename Cell::Scalar, Shape, Team>;
+  using Product = ProductOf<typename Cell::Scalar, Shape, mixed, Team>;
   const Team team(nullptr);
   const RowQueue queue{reinterpret_cast<unsigned long long*>(a.scratch)};
-  char* const scratch = a.scratch + kQueueBytes + blockIdx.x * a.plan.block_bytes;
-  RowSolver<Cell, Product, Team, RowQueue> solver(a.problem, a.options, a.result, a.plan, team, shared, scratch, queue);
+  const char* const packed = a.scratch + kQueueBytes;
+  char* const scratch = a.scratch + kQueueBytes + a.plan.packed_bytes + blockIdx.x * a.plan.block_bytes;
+  RowSolver<Cell, Product, Team, RowQueue> solver(a.problem, a.options, a.result, a.plan, team, shared, scratch, packed,
+                                                  queue);
   solver.solve();
+}
+
+template <class T>
+__global__ void pack_kernel(const __grid_constant__ Matrix<T> weight, MmaA* packed, int64_t count) {
+  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < count) pack_tensor_weights(weight, packed, i);
 }
 
 template <class Cell>
 cudaError_t launch(const SolveArguments<Cell>& a, cudaStream_t stream) {
   const auto kernel =
-      with_shape<typename Cell::Scalar>(a.plan, [](auto shape) { return solve_kernel<Cell, decltype(shape)>; });
+      with_variant<Cell>(a.plan, [](auto shape, auto mixed) { return solve_kernel<Cell, decltype(shape), mixed>; });
   const int shared = int(a.plan.shared_bytes);
   if (const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared))
     return error;
   if (const auto error = cudaMemsetAsync(a.scratch, 0, sizeof(unsigned long long), stream)) return error;
+  if constexpr (Cell::kMixed) {
+    const Matrix<float>& weight = Cell::mixed_weight(a.problem);
+    const int64_t count = tensor_weight_bytes(weight.outputs, weight.inputs) / int64_t(sizeof(MmaA));
+    constexpr int kThreads = 256;
+    if (a.plan.mixed)
+      pack_kernel<float><<<dim3(unsigned((count + kThreads - 1) / kThreads)), dim3(kThreads), 0, stream>>>(
+          weight, reinterpret_cast<MmaA*>(a.scratch + kQueueBytes), count);
+  }
   kernel<<<dim3(unsigned(a.plan.blocks)), dim3(unsigned(a.plan.threads)), size_t(shared), stream>>>(a);
   return cudaGetLastError();
 }

@@ -32,10 +32,14 @@ AK_DEVICE int mma_c_column(int lane, int sum) { return lane % 4 * 2 + sum % 2; }
 
 // C += A B, by all lanes of a warp together.
 AK_DEVICE void mma_sync(MmaC& c, const MmaA& a, const MmaB& b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  __trap();  // no plan takes these products there
+#else
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c.sum[0]), "+f"(c.sum[1]), "+f"(c.sum[2]), "+f"(c.sum[3])
       : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[0]), "r"(b.word[1]));
+#endif
 }
 
 #endif

@@ -15,7 +15,7 @@
 namespace ak::cuda {
 
 constexpr int kTensorInputs = 2 * kMmaDepth;  // of a block of packed weights: what 16 bytes a lane of d reach
-constexpr int kTensorOutputs = 64;            // packed outputs are a multiple of: what a warp takes at most
+constexpr int kTensorOutputs = 32;            // that a warp takes at once
 
 constexpr int64_t tensor_padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 constexpr int64_t tensor_weight_bytes(int64_t outputs, int64_t inputs) {
@@ -52,10 +52,10 @@ template <int rows, int threads, class Team>
 class TensorProduct {
   using Warp = typename Team::template Of<kWarp>;
   static constexpr int kWarps = threads / kWarp;
-  static constexpr int kColumns = rows / kMmaColumns;   // mmas side by side along the tile's rows
-  static constexpr int kTiles = kColumns >= 4 ? 2 : 4;  // and along W's outputs, a warp
-  static constexpr int kStages = 2;                     // blocks of weights on their way
-  static_assert(kTensorOutputs % (kTiles * kMmaRows) == 0 && rows % kMmaColumns == 0);
+  static constexpr int kColumns = rows / kMmaColumns;  // mmas side by side along the tile's rows
+  static constexpr int kTiles = kTensorOutputs / kMmaRows;
+  static constexpr int kStages = 2;  // blocks of weights on their way
+  static_assert(rows % kMmaColumns == 0);
 
   struct Sums {
     MmaC v[kTiles][kColumns];
@@ -76,21 +76,19 @@ class TensorProduct {
         row_entries_(int(tensor_row_entries(inputs))),
         blocks_(int(tensor_padded(inputs, kTensorInputs)) / kTensorInputs) {}
 
-  // put(row, output, sum) for every row of the tile and every output.
-  template <class Put>
-  AK_DEVICE void multiply(const Team& team, const Put& put) const {
+  // to[row * ld + n] += sum_k d[row][k] W[n][k] for every row with wanted[row] >= 0.
+  AK_DEVICE void add_to(const Team& team, float* to, int64_t ld, const int64_t* wanted) const {
     team.warps([&](int warp) {
       const Warp lanes(nullptr);
       AK_ROLLED
-      for (int first = warp * kTiles * kMmaRows; first < outputs_; first += kWarps * kTiles * kMmaRows)
-        multiply_strip(lanes, first, put);
+      for (int first = warp * kTensorOutputs; first < outputs_; first += kWarps * kTensorOutputs)
+        add_strip(lanes, first, to, ld, wanted);
     });
   }
 
  private:
-  // Outputs [first, first + 16 kTiles).
-  template <class Put>
-  AK_DEVICE void multiply_strip(const Warp& lanes, int first, const Put& put) const {
+  // Outputs [first, first + kTensorOutputs).
+  AK_DEVICE void add_strip(const Warp& lanes, int first, float* to, int64_t ld, const int64_t* wanted) const {
     typename Warp::template Private<Sums> sums;
     typename Warp::template Private<Weights> weights;
     typename Warp::template Private<Changes> changes;
@@ -122,19 +120,32 @@ class TensorProduct {
         lanes.each([&](int lane) { load_weights(lane, first, block + stage + kStages, stage, weights[lane]); });
       }
     }
+    // All loads before the stores, which the compiler could not move them across.
     lanes.each([&](int lane) {
+      for_sums(lane, first, wanted, [&](int t, int c, int s, int row, int output) {
+        sums[lane].v[t][c].sum[s] += load_global<1>(to + row * ld + output).v[0];
+      });
+      for_sums(lane, first, wanted, [&](int t, int c, int s, int row, int output) {
+        store_global<1>(to + row * ld + output, {sums[lane].v[t][c].sum[s]});
+      });
+    });
+  }
+
+  // f(t, c, s, row, output) for every sum of a lane that is wanted.
+  template <class F>
+  AK_DEVICE void for_sums(int lane, int first, const int64_t* wanted, const F& f) const {
+    AK_UNROLLED
+    for (int c = 0; c < kColumns; ++c) {
       AK_UNROLLED
-      for (int t = 0; t < kTiles; ++t) {
+      for (int s = 0; s < 4; ++s) {
+        const int row = c * kMmaColumns + mma_c_column(lane, s);
         AK_UNROLLED
-        for (int c = 0; c < kColumns; ++c) {
-          AK_UNROLLED
-          for (int s = 0; s < 4; ++s) {
-            const int output = first + t * kMmaRows + mma_c_row(lane, s);
-            if (output < outputs_) put(c * kMmaColumns + mma_c_column(lane, s), output, sums[lane].v[t][c].sum[s]);
-          }
+        for (int t = 0; t < kTiles; ++t) {
+          const int output = first + t * kMmaRows + mma_c_row(lane, s);
+          if (output < outputs_ && wanted[row] >= 0) f(t, c, s, row, output);
         }
       }
-    });
+    }
   }
 
   AK_DEVICE void load_weights(int lane, int first, int block, int stage, Weights& to) const {

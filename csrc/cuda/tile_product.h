@@ -40,6 +40,8 @@ class TileProduct {
 
  public:
   using Shape = Shape_;
+  using Iterates = Rows<const T>;
+  static constexpr bool kMixed = false;
 
   // shared: kProductBytes of it, at a multiple of 32; row: what each slot works at, negative where it is idle.
   AK_DEVICE TileProduct(const Team& team, void* shared, const int64_t* row)
@@ -84,6 +86,7 @@ class TileProduct {
       const int row = rows_of(rank), column = columns_of(rank);
       AK_UNROLLED
       for (int r = 0; r < kProductRows; ++r) {
+        if (row_[row + r] < 0) continue;
         AK_UNROLLED
         for (int c = 0; c < 4; ++c) {
           const int n = first + column + (c & 1) + (c & 2) * (kProductColumns / 4);

@@ -5,6 +5,19 @@
 
 namespace ak::test {
 
+// f(z) of one row, in double
+template <class T>
+void affine_map(const AffineProblem<T>& p, int64_t row, const T* z, double* f) {
+  for (int64_t n = 0; n < p.dim; ++n) {
+    double a = double(p.u[row * p.dim + n]);
+    for (int64_t k = 0; k < p.dim; ++k)
+      a += double(p.weight.data[n * p.weight.output_stride + k * p.weight.input_stride]) * double(z[k]);
+    f[n] = activate(p.activation, a, n >= p.dim - p.pieces);
+    if (p.scale != nullptr) f[n] *= double(p.scale[row * p.dim + n]);
+    if (p.leak != nullptr) f[n] += double(p.leak[n]) * double(z[n]);
+  }
+}
+
 template <class T>
 class AffineCase {
  public:
@@ -35,15 +48,7 @@ class AffineCase {
             int(dim / 2)};
   }
 
-  void map(int64_t row, const T* z, double* f) const {
-    for (int64_t n = 0; n < dim; ++n) {
-      double a = double(u_[row * dim + n]);
-      for (int64_t k = 0; k < dim; ++k) a += double(weight_[k * dim + n]) * double(z[k]);
-      f[n] = activate(activation_, a, n >= dim - dim / 2);
-      if (scaled_) f[n] *= double(scale_[row * dim + n]);
-      if (leaky_) f[n] += double(leak_[n]) * double(z[n]);
-    }
-  }
+  void map(int64_t row, const T* z, double* f) const { affine_map(problem(0, rows), row, z, f); }
 
   std::string name() const { return text("affine, activation %d, leak %d, scale %d", activation_, leaky_, scaled_); }
 
@@ -55,11 +60,12 @@ class AffineCase {
   const Block<T> z0_, u_, weight_, leak_, scale_;
 };
 
-inline void a_row_with_nan_ends_alone(Method<AffineProblem<float>, float> solve) {
-  const int64_t rows = 5, dim = 19;
+inline void a_row_with_nan_ends_alone(Method<AffineProblem<float>, float> solve, int64_t dim = 19, bool mixed = false) {
+  const int64_t rows = 5;
   Block<float> z0(rows * dim, [](int64_t) { return 0; }), u(rows * dim, [](int64_t) { return normal(); });
-  Block<float> weight(dim * dim, [&](int64_t) { return 0.1 * normal(); });
-  const SolveOptions options = options_for(kAnderson, 3, 1e-5);
+  Block<float> weight(dim * dim, [&](int64_t) { return 0.4 * normal() / std::sqrt(double(dim)); });
+  SolveOptions options = options_for(kAnderson, 3, 1e-5);
+  options.mixed = mixed;
   const AffineProblem<float> problem{rows,    dim,     z0.get(), u.get(), {weight.get(), dim, dim, dim, 1},
                                      nullptr, nullptr, kTanh,    0};
   Solved<float> clean(rows, dim), poisoned(rows, dim);
@@ -70,7 +76,8 @@ inline void a_row_with_nan_ends_alone(Method<AffineProblem<float>, float> solve)
     if (row == 2) {
       CHECK(poisoned.status[row] == kNonfinite && poisoned.z[row * dim] == 0, "status %d", poisoned.status[row]);
     } else {
-      CHECK(std::memcmp(&clean.z[row * dim], &poisoned.z[row * dim], dim * sizeof(float)) == 0, "row %d", int(row));
+      CHECK(std::memcmp(&clean.z[row * dim], &poisoned.z[row * dim], size_t(dim) * sizeof(float)) == 0, "row %d",
+            int(row));
     }
   }
 }

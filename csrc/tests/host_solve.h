@@ -29,12 +29,17 @@ template <class Cell>
 void solve_on_host(const typename Cell::Problem& p, const SolveOptions& o, const SolveResult<typename Cell::Scalar>& r,
                    bool again) {
   using T = typename Cell::Scalar;
-  const cuda::DeviceFacts device{again ? 132 : 1, 232448};
+  const cuda::DeviceFacts device{again ? 132 : 1, 232448, 80};
   const cuda::RowPlan plan = cuda::plan_rows<T>(Cell::size(p), o, device);
   CHECK(plan.shared_bytes <= device.shared_per_block, "%ld", long(plan.shared_bytes));
-  cuda::with_shape<T>(plan, [&](auto shape) {
+  std::vector<cuda::MmaA> packed(size_t(plan.packed_bytes) / sizeof(cuda::MmaA));
+  if constexpr (Cell::kMixed)
+    for (size_t i = 0; i < packed.size(); ++i)
+      cuda::pack_tensor_weights(Cell::mixed_weight(p), packed.data(), int64_t(i));
+  cuda::with_variant<Cell>(plan, [&](auto shape, auto mixed) {
     using Shape = decltype(shape);
     using Team = HostTeam<Shape::threads>;
+    using Product = cuda::ProductOf<T, Shape, mixed, Team>;
     CHECK(plan.tile_rows == Shape::rows && plan.threads == Shape::threads, "%d", plan.tile_rows);
     int64_t next = 0;
     for (int64_t block = 0; next < p.rows; ++block) {
@@ -42,8 +47,8 @@ void solve_on_host(const typename Cell::Problem& p, const SolveOptions& o, const
       auto shared = poisoned(plan.shared_bytes), scratch = poisoned(plan.block_bytes);
       const Team team(nullptr);
       const Queue queue{&next, &share, p.rows};
-      cuda::RowSolver<Cell, cuda::TileProduct<T, Shape, Team>, Team, Queue> solver(p, o, r, plan, team, shared.data(),
-                                                                                   scratch.data(), queue);
+      cuda::RowSolver<Cell, Product, Team, Queue> solver(p, o, r, plan, team, shared.data(), scratch.data(),
+                                                         packed.data(), queue);
       solver.solve();
     }
   });

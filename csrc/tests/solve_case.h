@@ -77,18 +77,23 @@ inline std::string text(const char* format, ...) {
   return out;
 }
 
-// |f(z) - z| / |f(z)| of one row, in double
-template <class Case, class T>
-double residual(const Case& c, int64_t row, const T* z) {
-  std::vector<double> f(size_t(c.dim));
-  c.map(row, z, f.data());
+// |f(z) - z| / |f(z)| of one row, in double; map(z, f)
+template <class T, class Map>
+double residual_of(int64_t dim, const T* z, const Map& map) {
+  std::vector<double> f(static_cast<size_t>(dim));
+  map(z, f.data());
   double r2 = 0, f2 = 0;
-  for (int64_t n = 0; n < c.dim; ++n) {
+  for (int64_t n = 0; n < dim; ++n) {
     const double value = f[size_t(n)];
     r2 += (value - double(z[n])) * (value - double(z[n]));
     f2 += value * value;
   }
   return r2 == 0 ? 0 : std::sqrt(r2 / f2);
+}
+
+template <class Case, class T>
+double residual(const Case& c, int64_t row, const T* z) {
+  return residual_of<T>(c.dim, z, [&](const T* at, double* f) { c.map(row, at, f); });
 }
 
 template <class Case>

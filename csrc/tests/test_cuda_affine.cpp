@@ -3,6 +3,10 @@
 #include "affine_case.h"
 #include "host_solve.h"
 
+namespace ak::AK_ISA {
+void solve_affine(const AffineProblem<float>&, const SolveOptions&, const SolveResult<float>&, const Executor&);
+}
+
 namespace {
 
 using namespace ak;
@@ -14,8 +18,8 @@ void on_device(const AffineProblem<T>& p, const SolveOptions& o, const SolveResu
 }
 
 // trace, best iterate, largest number of steps
-void ends_as_told() {
-  const int64_t rows = 21, dim = 37, steps = 7;
+void ends_as_told(int64_t dim, bool mixed) {
+  const int64_t rows = 21, steps = 7;
   Block<float> z0(rows * dim, [](int64_t) { return normal(); }), u(rows * dim, [](int64_t) { return normal(); });
   Block<float> weight(dim * dim, [&](int64_t) { return 0.9 * normal() / std::sqrt(double(dim)); });
   Block<float> trace(steps * rows, [](int64_t) { return NAN; });
@@ -26,6 +30,7 @@ void ends_as_told() {
       SolveOptions o = options_for(solver, 4, 1e-12);
       o.max_steps = int(steps);
       o.keep_best = keep_best;
+      o.mixed = mixed;
       Solved<float> solved(rows, dim);
       SolveResult<float> result = solved.pointers();
       result.trace = trace.get();
@@ -40,6 +45,59 @@ void ends_as_told() {
     }
 }
 
+struct Family {
+  const char* name;
+  int activation;
+  double size;  // of the spectrum
+  bool symmetric;
+  int solver;
+  double rtol;
+  int ending;
+};
+
+// Mixed precision against full precision and against the CPU's kernel, on problems of many steps.
+void mixed_ends_as_full_does() {
+  const Family families[] = {
+      {"random", kTanh, 0.95, false, kPicard, 1e-5, kConverged},
+      {"random, Auto", kTanh, 0.95, false, kAuto, 1e-6, kConverged},
+      {"symmetric", kIdentity, 0.98, true, kAnderson, 1e-6, kConverged},
+      {"symmetric, Auto", kTanh, 0.98, true, kAuto, 1e-6, kConverged},
+      {"rounding", kTanh, 0.5, false, kAnderson, 1e-12, kStagnated},
+      {"growing", kIdentity, 1.5, false, kPicard, 1e-5, kDiverged},
+  };
+  const int64_t rows = 40, dim = 129;
+  for (const Family& family : families) {
+    Block<float> z0(rows * dim, [](int64_t) { return 0; }), u(rows * dim, [](int64_t) { return normal(); });
+    Block<float> weight(dim * dim, [&](int64_t) { return family.size * normal() / std::sqrt(double(dim)); });
+    for (int64_t i = 0; family.symmetric && i < dim; ++i)
+      for (int64_t j = 0; j < i; ++j) weight[i * dim + j] = weight[j * dim + i] /= 2;
+    const AffineProblem<float> problem{rows,    dim,     z0.get(),          u.get(), {weight.get(), dim, dim, dim, 1},
+                                       nullptr, nullptr, family.activation, 0};
+    SolveOptions o = options_for(family.solver, 5, family.rtol);
+    Solved<float> full(rows, dim), mixed(rows, dim), cpu(rows, dim);
+    on_device(problem, o, full.pointers(), false);
+    o.mixed = true;
+    CHECK(cuda::plan_rows<float>(cuda::AffineCell<float>::size(problem), o, {132, 232448, 80}).mixed, "%s",
+          family.name);
+    on_device(problem, o, mixed.pointers(), false);
+    AK_ISA::solve_affine(problem, o, cpu.pointers(), kOneThread);
+    int64_t full_steps = 0, mixed_steps = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      full_steps += full.steps[row];
+      mixed_steps += mixed.steps[row];
+      CHECK(mixed.status[row] == family.ending && full.status[row] == family.ending && cpu.status[row] == family.ending,
+            "%s: row %d ends with %d, in full with %d, on the CPU with %d", family.name, int(row), mixed.status[row],
+            full.status[row], cpu.status[row]);
+      const double at = residual_of<float>(dim, mixed.z.get() + row * dim,
+                                           [&](const float* z, double* f) { affine_map(problem, row, z, f); });
+      CHECK(std::fabs(at - double(mixed.residual[row])) <= 1e-2 * at + 3e-7, "%s: row %d reports %g, is at %g",
+            family.name, int(row), double(mixed.residual[row]), at);
+    }
+    CHECK(double(mixed_steps) <= 1.12 * double(full_steps) + 2 * double(rows), "%s: %d steps for %d", family.name,
+          int(mixed_steps), int(full_steps));
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -50,7 +108,12 @@ int main() {
   all_solvers(AffineCase<float>(17, 29, kIdentity, true, true), on_device);
   for (int64_t dim : {1, 7, 40}) all_solvers(AffineCase<double>(11, dim, kGelu, true, false), on_device);
   check(AffineCase<float>(18, 530, kTanh, false, false), on_device, options_for(kAnderson, 3, 1e-5));  // several passes
-  a_row_with_nan_ends_alone(on_device);
-  ends_as_told();
+  for (const auto& [dim, mixed] : {std::pair(37, false), std::pair(97, true)}) {
+    a_row_with_nan_ends_alone(on_device, dim, mixed);
+    ends_as_told(dim, mixed);
+  }
+  all_solvers(AffineCase<float>(40, 97, kTanh, true, false), on_device);  // mixed from about 80 entries on
+  all_solvers(AffineCase<float>(9, 101, kIdentity, true, true), on_device);
+  mixed_ends_as_full_does();
   return report();
 }

@@ -49,7 +49,7 @@ void run(const AffineProblem<T>& p, const SolveOptions& o, const SolveResult<T>&
 
 template <class T>
 void solve_as(const Cut& cut, const AffineProblem<T>& p, const SolveOptions& o, const SolveResult<T>& r) {
-  const cuda::DeviceFacts device{132, 232448, 9};
+  const cuda::DeviceFacts device{132, 232448, 90};
   cuda::CrewPlan plan{};
   plan.cluster = cut.cluster;
   plan.replicated = cut.replicated && o.solver != kPicard;
@@ -71,17 +71,6 @@ void by_crews(const AffineProblem<T>& p, const SolveOptions& o, const SolveResul
   constexpr int kCount = int(sizeof kCuts / sizeof *kCuts);
   if (again) cut_in_use = (cut_in_use + 1) % kCount;
   solve_as(kCuts[again ? cut_in_use : 0], p, o, r);
-}
-
-SolveOptions options_for(int solver, int history, double rtol) {
-  SolveOptions o;
-  o.solver = solver;
-  o.history = history;
-  o.damping = 1;
-  o.ridge = 1e-8;
-  o.rtol = rtol;
-  o.max_steps = 200;
-  return o;
 }
 
 // Rows that differ in how long they take, one that cannot converge and one that cannot be evaluated.
@@ -205,7 +194,7 @@ void overflow_is_forgotten() {
 
 // Every plan fits its device; few rows of a large state go to the whole grid, many of a small one to clusters.
 void plans_fit() {
-  const cuda::DeviceFacts a100{108, 166912, 8}, h100{132, 232448, 9};
+  const cuda::DeviceFacts a100{108, 166912, 80}, h100{132, 232448, 90};
   for (const cuda::DeviceFacts& device : {a100, h100})
     for (const int64_t dim : {1, 17, 64, 200, 256, 384, 512, 777, 1024, 1500, 2048})
       for (const int64_t rows : {1, 2, 5, 32, 300, 10000})
@@ -218,14 +207,14 @@ void plans_fit() {
           rows_plan.history = history;
           cuda::CrewPlan plan{};
           const bool found = cuda::plan_crew(problem, o, device, rows_plan, plan);
-          CHECK(found || (dim == 2048 && device.capability == 8), "%d rows of %d: none", int(rows), int(dim));
+          CHECK(found || (dim == 2048 && device.capability == 80), "%d rows of %d: none", int(rows), int(dim));
           if (!found) continue;
           CHECK(plan.at.shared_bytes <= device.shared_per_block && plan.at_once >= 1, "%d", int(dim));
           CHECK(plan.members * plan.share >= dim && plan.members * plan.crews <= device.processors, "%d", int(dim));
           CHECK(plan.rows / plan.rows_at_once * plan.share / 4 * plan.at_once <= cuda::kCrewThreads, "%d", int(dim));
-          CHECK(!plan.cluster || device.capability >= 9, "%d", int(dim));
+          CHECK(!plan.cluster || device.capability >= 90, "%d", int(dim));
           CHECK(plan.segments * cuda::kSegment >= plan.members * plan.share, "%d", int(dim));
-          if (device.capability == 9 && rows == 1 && dim >= 1024)
+          if (device.capability == 90 && rows == 1 && dim >= 1024)
             CHECK(!plan.cluster && (history != 5 || plan.replicated), "one row of %d: not by the grid", int(dim));
           rows_plan.tile_rows = 8;
           rows_plan.threads = 128;
@@ -235,7 +224,7 @@ void plans_fit() {
           o.mixed = true;
           CHECK(!cuda::crew_beats_rows(problem, o, device, rows_plan, plan), "%d: mixed", int(dim));
           o.mixed = false;
-          if (device.capability == 9 && rows == 300 && dim >= 64 && dim <= 256)
+          if (device.capability == 90 && rows == 300 && dim >= 64 && dim <= 256)
             CHECK(plan.cluster, "300 rows of %d: not by clusters", int(dim));
         }
 }
@@ -244,12 +233,13 @@ void plans_fit() {
 
 int main() {
   plans_fit();
-  for (const int64_t dim : {1, 3, 16, 33, 70, 131}) all_solvers(Case<float>(by_crews, 5, dim, kTanh, false, false));
-  for (const int64_t dim : {7, 66}) all_solvers(Case<double>(by_crews, 5, dim, kTanh, false, false));
-  all_solvers(Case<float>(by_crews, 30, 21, kTanh, true, false));  // more rows than a tile holds
+  for (const int64_t dim : {1, 3, 16, 33, 70, 131})
+    all_solvers(AffineCase<float>(5, dim, kTanh, false, false), by_crews<float>);
+  for (const int64_t dim : {7, 66}) all_solvers(AffineCase<double>(5, dim, kTanh, false, false), by_crews<double>);
+  all_solvers(AffineCase<float>(30, 21, kTanh, true, false), by_crews<float>);  // more rows than a tile holds
   for (int kind = kIdentity; kind < kRelu2; ++kind)
-    all_solvers(Case<float>(by_crews, 6, 23, kind, kind % 2 == 0, false));
-  all_solvers(Case<float>(by_crews, 6, 70, kIdentity, true, true));
+    all_solvers(AffineCase<float>(6, 23, kind, kind % 2 == 0, false), by_crews<float>);
+  all_solvers(AffineCase<float>(6, 70, kIdentity, true, true), by_crews<float>);
   a_row_with_nan_ends_alone(by_crews);
   ends_as_the_cpu_kernel_does();
   overflow_takes_a_plain_step();

@@ -61,3 +61,12 @@ def test_aligned_steps_move_16_bytes_at_once(found, kernel):
     for architecture, takes in found[kernel].items():
         assert takes["wide_loads"] >= 8, f"{kernel} on {architecture}"
         assert takes["wide_stores"] >= 3, f"{kernel} on {architecture}"
+
+
+def test_mixed_solves_multiply_on_tensor_cores(found):
+    mixed = [kernel for kernel in found if kernel.startswith("solve") and kernel.endswith("true>")]
+    assert mixed
+    for kernel, by_architecture in found.items():
+        for architecture, takes in by_architecture.items():
+            # Two stages, each 2 halves of the inputs by 2 tiles of outputs by 1 or 4 times 8 rows.
+            assert (takes["tensor"] >= 8) == (kernel in mixed), f"{kernel} on {architecture}"
