@@ -166,7 +166,7 @@ AK_HD double decide_step(StepState& s, Result& result, const StepRules& rules, d
   }
 
   s.write = kWritePlain;
-  s.scale = power_near_inverse(square_root(f2 / double(rules.groups * rules.entries)));
+  s.scale = power_near_inverse(square_root((r2 > f2 ? r2 : f2) / double(rules.groups * rules.entries)));
   // A restart is one problem's decision; between mixing groups it would carry a later token's residual to earlier ones.
   const bool restart = rules.groups == 1 && r2 > kStepRestartFactor2 * s.level;
   if (restart || r2 < s.level) s.level = r2;

@@ -123,7 +123,7 @@ class Step {
     in.z = z() + r.offset;
     in.fz = fz() + r.offset;
     in.entries = r.entries;
-    in.scale = s.phase == kStepFresh               ? first_scale<T>(in.fz, r.entries)
+    in.scale = s.phase == kStepFresh               ? first_scale<T>(in.z, in.fz, r.entries)
                : sizeof(Wide<T>) == sizeof(double) ? Wide<T>(1)
                                                    : Wide<T>(s.scale);
     double* const sums = row.sums(g, chunk);
@@ -208,7 +208,7 @@ void residual_squares(const ResidualProblem& p, const Executor& executor) {
       in.z = static_cast<const T*>(p.z) + offset;
       in.fz = static_cast<const T*>(p.fz) + offset;
       in.entries = p.entries - start < kStepChunk ? p.entries - start : kStepChunk;
-      in.scale = first_scale<T>(in.fz, in.entries);
+      in.scale = first_scale<T>(in.z, in.fz, in.entries);
       double sums[kBaseSums];
       chunk_sums<T, Before::kNone>(in, sums);
       p.squares[2 * i] = sums[kR2];

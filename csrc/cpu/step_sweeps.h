@@ -167,15 +167,17 @@ void chunk_sums(const SumsInput<T>& in, double* out) {
   sums.write(double(in.scale), out);
 }
 
-// The scale of a chunk whose f no earlier step has measured.
+// The scale of a chunk whose f and f - z no earlier step has measured.
 template <class T>
-Wide<T> first_scale(const T* fz, int64_t entries) {
+Wide<T> first_scale(const T* z, const T* fz, int64_t entries) {
   if constexpr (sizeof(Wide<T>) == sizeof(double)) {
     return 1;
   } else {
     Vec<float> largest{};
     for_vectors<float>(entries, [&](int64_t i, auto access) {
-      largest = VecOps<float>::max(VecOps<float>::abs(access.load_wide(fz + i)), largest);
+      const Vec<float> f = access.load_wide(fz + i);
+      largest = VecOps<float>::max(VecOps<float>::abs(f), largest);
+      largest = VecOps<float>::max(VecOps<float>::abs(f - access.load_wide(z + i)), largest);
     });
     float all = 0;
     for (int k = 0; k < kLanes<float>; ++k) all = largest[k] > all ? largest[k] : all;

@@ -34,7 +34,7 @@ class ResidualBody {
     in.sums = sums(problem, chunk);
     in.scale = Wide<T>(1);
     if constexpr (sizeof(Wide<T>) == 4)
-      in.scale = power_near_inverse(double(chunk_largest<T, vector>(team_, in.fz, in.entries)));
+      in.scale = power_near_inverse(double(chunk_largest<T, vector>(team_, in.z, in.fz, in.entries)));
     chunk_sums<T, vector>(team_, in, Before::kNone);
   }
 

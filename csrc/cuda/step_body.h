@@ -85,8 +85,9 @@ class StepBody {
     in.sums = row.sums(r.group, r.chunk);
     in.scale = W(1);
     if constexpr (sizeof(W) == 4)
-      in.scale = s.phase == kStepFresh ? power_near_inverse(double(chunk_largest<T, vector>(team_, in.fz, in.entries)))
-                                       : float(s.scale);
+      in.scale = s.phase == kStepFresh
+                     ? power_near_inverse(double(chunk_largest<T, vector>(team_, in.z, in.fz, in.entries)))
+                     : float(s.scale);
     Before before = Before::kNone;
     if (step_watches(s, rules_)) {
       before = Before::kIterate;

@@ -132,19 +132,20 @@ AK_DEVICE void chunk_sums(const Team& team, const SumsInput<T>& in, Before befor
     sums_pass<T, vector, Before::kResidual, kColumnsAtOnce, false>(team, in, first);
 }
 
-// The largest |f| of a chunk, NaN aside.
+// The largest |f| or |f - z| of a chunk, NaN aside.
 template <class T, int vector, class Team>
-AK_DEVICE float chunk_largest(const Team& team, const T* fz, int64_t entries) {
+AK_DEVICE float chunk_largest(const Team& team, const T* z, const T* fz, int64_t entries) {
   typename Team::template Private<float> largest;
   team.each([&](int rank) {
     float x = 0;
     AK_ROLLED
     for (int i = rank * vector; i < int(entries); i += Team::kThreads * vector) {
-      const Pack<T, vector> f = load_global<vector>(fz + i);
+      const Pack<T, vector> from = load_global<vector>(z + i), f = load_global<vector>(fz + i);
       AK_UNROLLED
       for (int v = 0; v < vector; ++v) {
-        const float value = float(widen(f.v[v])), size = value < 0 ? -value : value;
-        x = size > x ? size : x;
+        const float value = float(widen(f.v[v])), g = value - float(widen(from.v[v]));
+        x = value > x ? value : -value > x ? -value : x;
+        x = g > x ? g : -g > x ? -g : x;
       }
     }
     largest[rank] = x;

@@ -165,3 +165,20 @@ def test_loss_scale_through_a_fused_cell(backend, exponent, kind, dtype):
         torch.testing.assert_close(b * 2.0**-exponent, a, rtol=1e-4, atol=1e-5 * a.abs().max().item())
         if exponent > -53:
             assert_same_bits(b * 2.0**-exponent, a)
+
+
+@pytest.mark.parametrize("damping", [1.0, 0.7])
+@pytest.mark.parametrize("solver", [ak.Picard, ak.Anderson])
+def test_a_start_far_above_the_map(solver, damping, backend):
+    """z is 1e39 times f(z), whose own size would scale z out of float32's range."""
+    target = 1e-29 * torch.linspace(1, 2, 40)
+    z, info = ak.fixed_point(
+        lambda z: target + 1e-12 * z,
+        torch.full((3, 40), 1e10),
+        solver=solver(damping=damping),
+        rtol=1e-5,
+        max_steps=400,
+        backend=backend,
+    )
+    assert info.converged.all()
+    torch.testing.assert_close(z, target.expand(3, 40), rtol=1e-4, atol=0)
