@@ -23,9 +23,12 @@ template <class T>
 struct LaneSums {
   Vec<T> residual_and_norm[2 * kGroup], along[kGroup], square[kGroup], change[kGroup];
 
-  void set(int r, Vec<T> residual, Vec<T> norm) {
+  void set(int r, Vec<T> residual, Vec<T> norm, Vec<T> row_along, Vec<T> row_square, Vec<T> row_change) {
     residual_and_norm[r] = residual;
     residual_and_norm[kGroup + r] = norm;
+    along[r] = row_along;
+    square[r] = row_square;
+    change[r] = row_change;
   }
 };
 
@@ -69,16 +72,15 @@ inline void affine_row(const AffineRows<T>& all, const T* product, const Evaluat
   int64_t i = 0;
   for (; i + lanes <= dim; i += lanes) one(i, false);
   if (i < dim) one(i, true);
-  out.set(r, residual, norm);
-  out.along[r] = along;
-  if constexpr (watch == kSecant) out.square[r] = square;
-  if constexpr (narrow) out.change[r] = change;
+  out.set(r, residual, norm, along, square, change);
 }
 
 template <class T, int kind, bool leaky, bool scaled, bool narrow>
 void affine_rows(const AffineRows<T>& all, int n, const T* const* products, Evaluation<T>* rows) {
   LaneSums<T> lanes;
   bool watched = false, secant = false;
+  const Vec<T> none{};
+  for (int r = n; r < kGroup; ++r) lanes.set(r, none, none, none, none, none);
   for (int r = 0; r < n; ++r) {
     const Evaluation<T>& e = rows[r];
     if (e.previous_g != nullptr) {
