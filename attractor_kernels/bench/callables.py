@@ -96,7 +96,7 @@ def _torchdeq(problem: Any, which: str, steps: int) -> Runner:
     return Runner(runner.call, _flat, {"steps_max": steps})
 
 
-def _map_alone(problem: Any, which: str, steps: int) -> Runner:
+def map_alone(problem: Any, which: str, steps: int) -> Runner:
     def call() -> Tensor:
         z = problem.z0
         with torch.no_grad():
@@ -116,7 +116,7 @@ CONTENDERS: Sequence[Contender] = (
         _torchdeq,
         tolerances=(LOOSE_TOLERANCE, LOOSE_TOLERANCE),
     ),
-    Contender("floor", "the map alone, as many times", ("forward",), _map_alone),
+    Contender("floor", "the map alone, as many times", ("forward",), map_alone),
 )
 
 

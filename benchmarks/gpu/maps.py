@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import attractor_kernels as ak
-from attractor_kernels.bench.callables import CONTENDERS, run_callable
+from attractor_kernels.bench.callables import CONTENDERS, map_alone, run_callable
 from attractor_kernels.bench.contenders import Contender, Runner, Unavailable, without_gradients
 from attractor_kernels.bench.gate import TOLERANCE
 
@@ -142,14 +142,7 @@ def _host_loop(backend: str) -> Callable[[Any, int], tuple[Tensor, Any]]:
 
 def _map_alone(device: Device) -> Contender:
     def build(problem: Any, which: str, steps: int) -> Runner:
-        def call() -> Tensor:
-            z = problem.z0
-            with torch.no_grad():
-                for _ in range(steps):
-                    z = problem.step(z)
-            return z
-
-        return Runner(device.capture(call), None, {"steps_max": steps})
+        return Runner(device.capture(map_alone(problem, which, steps).call), None, {"steps_max": steps})
 
     return Contender("floor", "the map alone, as many times, launched at once", ("forward",), build)
 

@@ -1,5 +1,6 @@
 // d = scale * phi'(a) and d * v, entry by entry.
 #include "row_product.h"
+#include "storage.h"
 
 namespace ak::AK_ISA {
 namespace {
@@ -11,24 +12,14 @@ void slope_range(const SlopeProblem<T>& p, int64_t row, int64_t first, int64_t l
   const int64_t start = row * p.dim;
   const T *const a = p.a + start, *const v = p.v + start, *const scale = p.scale + start;
   T *const d = p.d + start, *const dv = p.dv + start;
-  const auto one = [&](Vec<T> at, Vec<T> scaled, Vec<T> direction) {
-    const Vec<T> slope = Math::template derivative<kind>(at) * scaled;
-    return std::pair{slope, slope * direction};
-  };
   const Vec<T> ones = broadcast<T>(T(1));
-  int64_t i = first;
-  for (; i + kLanes<T> <= last; i += kLanes<T>) {
-    const auto [slope, product] = one(load(a + i), p.scale != nullptr ? load(scale + i) : ones, load(v + i));
-    store(d + i, slope);
-    store(dv + i, product);
-  }
-  if (i == last) return;
-  const int left = int(last - i);
-  const auto [slope, product] =
-      one(load_first<T>(a + i, left), p.scale != nullptr ? load_first<T>(scale + i, left) : ones,
-          load_first<T>(v + i, left));
-  std::memcpy(d + i, &slope, size_t(left) * sizeof(T));
-  std::memcpy(dv + i, &product, size_t(left) * sizeof(T));
+  for_vectors<T>(last - first, [&](int64_t offset, auto access) {
+    const int64_t i = first + offset;
+    const Vec<T> factor = p.scale != nullptr ? access.load_wide(scale + i) : ones;
+    const Vec<T> slope = Math::template derivative<kind>(access.load_wide(a + i)) * factor;
+    access.store_wide(d + i, slope);
+    access.store_wide(dv + i, slope * access.load_wide(v + i));
+  });
 }
 
 template <class T>
