@@ -53,7 +53,7 @@ class RowSolver {
   using Block = Tile<T, Product, Team>;
   using Warp = typename Block::Warp;
   using Row = TileRow<Warp>;
-  using Step = StepBody<T, kPerAccess<T>, Warp>;
+  using Step = StepBody<T, kSumPack, Warp>;  // for the order of its sums
 
  public:
   // scratch: of this block. packed: W for mixed products. queue(): the next row to be solved, past the last one where

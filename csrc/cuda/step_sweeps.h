@@ -60,67 +60,86 @@ AK_DEVICE void sums_pass(const Team& team, const SumsInput<T>& in, int first) {
   using W = Wide<T>;
   constexpr int kBase = base ? int(kBaseSums) : 0, kSums = kBase + 2 * columns;
   typename Team::template Private<Sums<W, kSums>> sums;
-  team.each([&](int rank) {
-    W(&sum)[kSums] = sums[rank].v;
-    AK_UNROLLED
-    for (int k = 0; k < kSums; ++k) sum[k] = W(0);
-    // Past the newest, the newest itself: a difference of zero.
-    const T* at[columns + 1];
-    const int newest = in.differences - first;
-    AK_UNROLLED
-    for (int j = 0; j <= columns; ++j) at[j] = columns > 0 ? in.ring[first + (j < newest ? j : newest)] : nullptr;
-    const T* const last_at = before == Before::kIterate ? in.before : in.ring[in.differences];
-    AK_ROLLED
-    for (int i = rank * vector; i < int(in.entries); i += Team::kThreads * vector) {
-      const Pack<T, vector> z = load_global<vector>(in.z + i), f = load_global<vector>(in.fz + i);
-      Pack<T, vector> last, column[columns + 1];
-      if constexpr (before != Before::kNone) last = load_global<vector>(last_at + i);
-      if constexpr (columns > 0) {
-        AK_UNROLLED
-        for (int j = 0; j <= columns; ++j) column[j] = load_global<vector>(at[j] + i);
-      }
-      Pack<T, vector> g_stored;
-      Pack<W, vector> h;
+  // Past the newest, the newest itself: a difference of zero.
+  const T* at[columns + 1];
+  const int newest = in.differences - first;
+  AK_UNROLLED
+  for (int j = 0; j <= columns; ++j) at[j] = columns > 0 ? in.ring[first + (j < newest ? j : newest)] : nullptr;
+  const T* const last_at = before == Before::kIterate ? in.before : in.ring[in.differences];
+  // Pack i of all the entries.
+  const auto add = [&](int i, W(&sum)[kSums]) {
+    const Pack<T, vector> z = load_global<vector>(in.z + i), f = load_global<vector>(in.fz + i);
+    Pack<T, vector> last, column[columns + 1];
+    if constexpr (before != Before::kNone) last = load_global<vector>(last_at + i);
+    if constexpr (columns > 0) {
       AK_UNROLLED
-      for (int v = 0; v < vector; ++v) {
-        const W x = widen(z.v[v]), fx = widen(f.v[v]);
-        const W exact = fx - x, scaled = exact * in.scale, scaled_f = fx * in.scale;
-        g_stored.v[v] = narrow<T>(exact);
-        const W g = widen(g_stored.v[v]);
-        if constexpr (base) {
-          sum[kR2] = multiply_add(scaled, scaled, sum[kR2]);
-          sum[kF2] = multiply_add(scaled_f, scaled_f, sum[kF2]);
-        }
-        if constexpr (before != Before::kNone) {
-          const W l = widen(last.v[v]);
-          const W d = (g - (before == Before::kIterate ? (x - l) * in.inverse_damping : l)) * in.scale;
-          const W scaled_g = g * in.scale;
-          if constexpr (base) {
-            sum[kNewSquare] = multiply_add(d, d, sum[kNewSquare]);
-            sum[kNewAlong] = multiply_add(d, scaled_g, sum[kNewAlong]);
-          }
-          AK_UNROLLED
-          for (int j = 0; j < columns; ++j) {
-            const W difference = widen(column[j + 1].v[v]) - widen(column[j].v[v]);
-            sum[kBase + 2 * j] = multiply_add(difference, d, sum[kBase + 2 * j]);
-            sum[kBase + 2 * j + 1] = multiply_add(difference, scaled_g, sum[kBase + 2 * j + 1]);
-          }
-        }
-        if constexpr (base) h.v[v] = plain_step(x, fx, in.damping);
-      }
-      if constexpr (base) {
-        if (in.kept != nullptr) store_pack<vector>(in.kept + i, h);
-        if (in.g != nullptr) store_global<vector>(in.g + i, g_stored);
-      }
+      for (int j = 0; j <= columns; ++j) column[j] = load_global<vector>(at[j] + i);
     }
-  });
+    Pack<T, vector> g_stored;
+    Pack<W, vector> h;
+    AK_UNROLLED
+    for (int v = 0; v < vector; ++v) {
+      const W x = widen(z.v[v]), fx = widen(f.v[v]);
+      const W exact = fx - x, scaled = exact * in.scale, scaled_f = fx * in.scale;
+      g_stored.v[v] = narrow<T>(exact);
+      const W g = widen(g_stored.v[v]);
+      if constexpr (base) {
+        sum[kR2] = multiply_add(scaled, scaled, sum[kR2]);
+        sum[kF2] = multiply_add(scaled_f, scaled_f, sum[kF2]);
+      }
+      if constexpr (before != Before::kNone) {
+        const W l = widen(last.v[v]);
+        const W d = (g - (before == Before::kIterate ? (x - l) * in.inverse_damping : l)) * in.scale;
+        const W scaled_g = g * in.scale;
+        if constexpr (base) {
+          sum[kNewSquare] = multiply_add(d, d, sum[kNewSquare]);
+          sum[kNewAlong] = multiply_add(d, scaled_g, sum[kNewAlong]);
+        }
+        AK_UNROLLED
+        for (int j = 0; j < columns; ++j) {
+          const W difference = widen(column[j + 1].v[v]) - widen(column[j].v[v]);
+          sum[kBase + 2 * j] = multiply_add(difference, d, sum[kBase + 2 * j]);
+          sum[kBase + 2 * j + 1] = multiply_add(difference, scaled_g, sum[kBase + 2 * j + 1]);
+        }
+      }
+      if constexpr (base) h.v[v] = plain_step(x, fx, in.damping);
+    }
+    if constexpr (base) {
+      if (in.kept != nullptr) store_pack<vector>(in.kept + i, h);
+      if (in.g != nullptr) store_global<vector>(in.g + i, g_stored);
+    }
+  };
   // The base sums hold the scale twice, the others once.
   const double unscale = 1 / double(in.scale);
-  team.total(sums, [&](int k, double sum) {
+  const auto put = [&](int k, double sum) {
     const int at = k < kBase ? k : int(kBaseSums) + 2 * first + k - kBase;
     if (k < kBase || k - kBase < 2 * (in.differences - first))
       in.sums[at] = k < kBase ? sum * unscale * unscale : sum * unscale;
+  };
+  if constexpr (Team::kThreads == kWarp && vector == kSumPack) {
+    typename Team::template Private<Sums<double, kSums>> totals;
+    team.each([&](int rank) {
+      AK_UNROLLED
+      for (int k = 0; k < kSums; ++k) totals[rank].v[k] = 0;
+    });
+    AK_ROLLED
+    for (int start = 0; start < int(in.entries); start += kWarp * vector) {
+      team.each([&](int rank) {
+        AK_UNROLLED
+        for (int k = 0; k < kSums; ++k) sums[rank].v[k] = W(0);
+        if (start + rank * vector < int(in.entries)) add(start + rank * vector, sums[rank].v);
+      });
+      team.add_groups(sums, totals);
+    }
+    return team.total_groups(totals, put);
+  }
+  team.each([&](int rank) {
+    AK_UNROLLED
+    for (int k = 0; k < kSums; ++k) sums[rank].v[k] = W(0);
+    AK_ROLLED
+    for (int i = rank * vector; i < int(in.entries); i += Team::kThreads * vector) add(i, sums[rank].v);
   });
+  team.total(sums, put);
 }
 
 template <class T, int vector, class Team>

@@ -6,6 +6,7 @@
 // loops over ranks in an order that changes from region to region.
 #pragma once
 
+#include "sum_order.h"
 #include "tensor_core.h"
 
 namespace ak::cuda {
@@ -75,6 +76,31 @@ class DeviceTeam {
       double sum = 0;
       for (int warp = 0; warp < threads / kWarp; ++warp) sum += space_->partial[warp][rank()];
       put(rank(), sum);
+    }
+    sync();
+  }
+
+  // Of a warp whose lanes hold sums over neighbouring packs: the groups' sums join the totals, in each of a group's
+  // lanes; at last put(k, the row's sum). In the order of sum_order.h.
+  template <class W, int n>
+  AK_DEVICE void add_groups(Private<Sums<W, n>>& packs, Private<Sums<double, n>>& totals) const {
+    AK_UNROLLED
+    for (int k = 0; k < n; ++k) {
+      W sum = packs.value.v[k];
+      AK_UNROLLED
+      for (int offset = 1; offset < kSumGroup / kSumPack; offset *= 2) sum += __shfl_xor_sync(~0u, sum, offset);
+      totals.value.v[k] += double(sum);
+    }
+  }
+  template <int n, class Put>
+  AK_DEVICE void total_groups(Private<Sums<double, n>>& totals, const Put& put) const {
+    AK_UNROLLED
+    for (int k = 0; k < n; ++k) {
+      double sum = totals.value.v[k];
+      AK_UNROLLED
+      for (int offset = kWarp / 2; offset >= kSumGroup / kSumPack; offset /= 2)
+        sum += __shfl_xor_sync(~0u, sum, offset);
+      if (rank() == 0) put(k, sum);
     }
     sync();
   }

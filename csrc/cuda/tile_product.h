@@ -1,11 +1,12 @@
 // The rows of a tile times a matrix, W streamed through shared memory: by one block, with any strides, of any size.
 //
 // A warp has 8 rows and 128 columns of the product, a thread 32 sums in registers. Both operands come in slices of a
-// few inputs; while one slice is multiplied, the next one is on its way. An entry is one chain of fma over the inputs
-// in order: its bits depend on neither its neighbours nor the shape of the tile.
+// few inputs; while one slice is multiplied, the next one is on its way. An entry is summed in the order of
+// sum_order.h: its bits depend on neither its neighbours nor the shape of the tile, nor on how many blocks share it.
 #pragma once
 
 #include "row_plan.h"
+#include "sum_order.h"
 #include "team.h"
 
 namespace ak::cuda {
@@ -63,13 +64,14 @@ class TileProduct {
 
   // Outputs [first, first + pass).
   AK_DEVICE void pass(const Matrix<T>& w, Rows<const T> x, Rows<T> out, int first) const {
-    typename Team::template Private<Accumulators> sums;
+    static_assert(kSegment % S::slice == 0);
+    typename Team::template Private<Accumulators> sums, totals;
     typename Team::template Private<Fetched> fetched;
     team_.each([&](int rank) {
       AK_UNROLLED
       for (int r = 0; r < kProductRows; ++r) {
         AK_UNROLLED
-        for (int c = 0; c < 4; ++c) sums[rank].v[r][c] = 0;
+        for (int c = 0; c < 4; ++c) sums[rank].v[r][c] = totals[rank].v[r][c] = 0;
       }
       fetch(w, x, rank, first, 0, fetched[rank]);
     });
@@ -79,6 +81,7 @@ class TileProduct {
       team_.each([&](int rank) {
         if (k0 + S::slice < w.inputs) fetch(w, x, rank, first, k0 + S::slice, fetched[rank]);
         if (busy(rank)) multiply(rank, sums[rank]);
+        if ((k0 + S::slice) % kSegment == 0 || k0 + S::slice >= w.inputs) add(sums[rank], totals[rank]);
       });
     }
     team_.each([&](int rank) {
@@ -90,10 +93,22 @@ class TileProduct {
         AK_UNROLLED
         for (int c = 0; c < 4; ++c) {
           const int n = first + column + (c & 1) + (c & 2) * (kProductColumns / 4);
-          if (n < w.outputs) out[row + r][n] = sums[rank].v[r][c];
+          if (n < w.outputs) out[row + r][n] = totals[rank].v[r][c];
         }
       }
     });
+  }
+
+  // The sums of a segment join the totals.
+  AK_DEVICE static void add(Accumulators& sums, Accumulators& totals) {
+    AK_UNROLLED
+    for (int r = 0; r < kProductRows; ++r) {
+      AK_UNROLLED
+      for (int c = 0; c < 4; ++c) {
+        totals.v[r][c] += sums.v[r][c];
+        sums.v[r][c] = 0;
+      }
+    }
   }
 
   // Which entries of a slice of W a thread moves: those at (n + n_near i + n_far j, k + k_far j), i < kShare, j <

@@ -57,6 +57,23 @@ class HostTeam {
     }
   }
 
+  template <class W, int n>
+  void add_groups(Private<cuda::Sums<W, n>>& packs, Private<cuda::Sums<double, n>>& totals) const {
+    for (int lane = 0; lane < threads; ++lane)
+      for (int k = 0; k < n; ++k) {
+        const auto of = [&](int i) { return packs[lane / 4 * 4 + i].v[k]; };
+        totals[lane].v[k] += double(cuda::add_packs(of(0), of(1), of(2), of(3)));
+      }
+  }
+  template <int n, class Put>
+  void total_groups(Private<cuda::Sums<double, n>>& totals, const Put& put) const {
+    for (int k = 0; k < n; ++k) {
+      double lanes[cuda::kSumLanes];
+      for (int i = 0; i < cuda::kSumLanes; ++i) lanes[i] = totals[4 * i].v[k];
+      put(k, cuda::add_lanes(lanes));
+    }
+  }
+
   template <class Get, class Put>
   void warp_totals(int count, int64_t items, const Get& get, const Put& put) const {
     for (int k = 0; k < count; ++k) {

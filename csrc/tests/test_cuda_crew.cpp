@@ -1,6 +1,8 @@
 // The affine solve with its weights split over a crew of blocks, run on the host: the kernel's own text
 // (csrc/cuda/crew_body.h) with host_crew.h in the place of a cooperative grid or a cluster.
+#include "../cuda/affine_cell.h"
 #include "../cuda/crew_body.h"
+#include "../cuda/row_solver.h"
 #include "affine_case.h"
 #include "host_crew.h"
 
@@ -47,6 +49,12 @@ void run(const AffineProblem<T>& p, const SolveOptions& o, const SolveResult<T>&
   }
 }
 
+constexpr double kPrice = 1.1;  // of an Anderson step, for Auto
+template <class T>
+int history_of(const AffineProblem<T>& p, const SolveOptions& o) {
+  return o.solver == kPicard ? 0 : int(o.history < p.dim ? o.history : p.dim);
+}
+
 template <class T>
 void solve_as(const Cut& cut, const AffineProblem<T>& p, const SolveOptions& o, const SolveResult<T>& r) {
   const cuda::DeviceFacts device{132, 232448, 90};
@@ -56,8 +64,8 @@ void solve_as(const Cut& cut, const AffineProblem<T>& p, const SolveOptions& o, 
   plan.members = cut.members;
   plan.rows = sizeof(T) == 4 ? cut.rows : int(cuda::padded(cut.rows, 4));
   plan.crews = cut.cluster ? 2 : 1;
-  plan.history = o.solver == kPicard ? 0 : int(o.history < p.dim ? o.history : p.dim);
-  plan.anderson_price = 1.1;
+  plan.history = history_of(p, o);
+  plan.anderson_price = kPrice;
   CHECK(cuda::complete(plan, p, o, device), "%d members, %d rows do not fit", cut.members, cut.rows);
   if constexpr (sizeof(T) == 4) {
     if (plan.rows_at_once == 1) return cut.cluster ? run<T, 1, true>(p, o, r, plan) : run<T, 1, false>(p, o, r, plan);
@@ -192,6 +200,51 @@ void overflow_is_forgotten() {
   CHECK(2 * converged > rows, "%d rows converged", converged);
 }
 
+// As blocks do that take a tile each: for the same bits.
+template <class T>
+void by_blocks(const AffineProblem<T>& p, const SolveOptions& o, const SolveResult<T>& r) {
+  using Cell = cuda::AffineCell<T>;
+  cuda::RowPlan plan = cuda::plan_rows<T>(Cell::size(p), o, {1, 232448, 9});
+  plan.history = history_of(p, o);
+  plan.anderson_price = kPrice;
+  const int slots = o.solver == kPicard ? 0 : plan.history + 1;
+  plan.columns = cuda::device_control_columns(1, cuda::row_ld(p.dim), slots);
+  plan.block_bytes = cuda::solver_block_bytes<T>(plan.tile_rows, Cell::size(p), slots, plan.columns);
+  cuda::with_shape<T>(plan, [&](auto shape) {
+    using Team = HostTeam<decltype(shape)::threads>;
+    using Product = cuda::TileProduct<T, decltype(shape), Team>;
+    Poisoned shared(plan.shared_bytes + 65536), scratch(plan.block_bytes);
+    int64_t next = 0;
+    const auto queue = [&] { return next < p.rows ? next++ : p.rows; };
+    const Team team(nullptr);
+    cuda::RowSolver<Cell, Product, Team, decltype(queue)> solver(p, o, r, plan, team, shared.data(), scratch.data(),
+                                                                 queue);
+    solver.solve();
+  });
+}
+
+template <class T>
+void a_crew_rounds_like_a_block(int64_t dim, bool leaky, bool scaled) {
+  const int64_t rows = 9;
+  const Case<T> some(by_crews, rows, dim, scaled ? kIdentity : kGelu, leaky, scaled);
+  const AffineProblem<T> problem = some.problem(0, rows);
+  for (const int solver : {int(kPicard), int(kAnderson), int(kAuto)})
+    for (const double damping : {1.0, 0.7}) {
+      SolveOptions o = options_for(solver, 5, sizeof(T) == 4 ? 1e-6 : 1e-12);
+      o.damping = damping;
+      Solved<T> expected(rows, dim), found(rows, dim);
+      by_blocks(problem, o, expected.pointers());
+      for (const int cut : {2, 3, 4}) {
+        solve_as(kCuts[cut], problem, o, found.pointers());
+        CHECK(std::memcmp(found.z.get(), expected.z.get(), size_t(rows * dim) * sizeof(T)) == 0,
+              "%d entries, solver %d, damping %g, %d members: other bits than a block's", int(dim), solver, damping,
+              kCuts[cut].members);
+        CHECK(std::memcmp(found.steps.get(), expected.steps.get(), size_t(rows) * 4) == 0, "%d entries", int(dim));
+        CHECK(std::memcmp(found.residual.get(), expected.residual.get(), size_t(rows) * 4) == 0, "%d", int(dim));
+      }
+    }
+}
+
 // Every plan fits its device; few rows of a large state go to the whole grid, many of a small one to clusters.
 void plans_fit() {
   const cuda::DeviceFacts a100{108, 166912, 80}, h100{132, 232448, 90};
@@ -244,5 +297,7 @@ int main() {
   ends_as_the_cpu_kernel_does();
   overflow_takes_a_plain_step();
   overflow_is_forgotten();
+  for (const int64_t dim : {1, 40, 131, 300}) a_crew_rounds_like_a_block<float>(dim, dim == 40, dim == 131);
+  a_crew_rounds_like_a_block<double>(70, true, false);
   return report();
 }

@@ -42,7 +42,12 @@ CUDA_PROGRAMS = {
     "test_cuda_tensor": [],
     "test_mixed_step": [],
     "test_cuda_affine": ["csrc/cuda/row_plan.cpp", "csrc/cpu/solve_affine.cpp", "csrc/cpu/scratch.cpp"],
-    "test_cuda_crew": ["csrc/cuda/crew_plan.cpp", "csrc/cpu/solve_affine.cpp", "csrc/cpu/scratch.cpp"],
+    "test_cuda_crew": [
+        "csrc/cuda/crew_plan.cpp",
+        "csrc/cuda/row_plan.cpp",
+        "csrc/cpu/solve_affine.cpp",
+        "csrc/cpu/scratch.cpp",
+    ],
     "test_cuda_cells": ["csrc/cuda/row_plan.cpp"],
 }
 
