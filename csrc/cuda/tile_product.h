@@ -27,7 +27,7 @@ inline constexpr int kSliceLd = Shape::pass + 128 / int(sizeof(T)) / Shape::slic
 
 template <class T, class Shape>
 inline constexpr int64_t kProductBytes =
-    padded((Shape::rows + kSliceLd<T, Shape>)*Shape::slice * int64_t(sizeof(T)), 32);
+    padded(((Shape::rows + kSliceLd<T, Shape>)*Shape::slice + Shape::rows * Shape::pass) * int64_t(sizeof(T)), 32);
 
 template <class T, class Shape_, class Team>
 class TileProduct {
@@ -46,7 +46,11 @@ class TileProduct {
 
   // shared: kProductBytes of it, at a multiple of 32; row: what each slot works at, negative where it is idle.
   AK_DEVICE TileProduct(const Team& team, void* shared, const int64_t* row)
-      : team_(team), row_(row), x_(static_cast<T*>(shared)), w_(x_ + S::rows * S::slice) {}
+      : team_(team),
+        row_(row),
+        x_(static_cast<T*>(shared)),
+        w_(x_ + S::rows * S::slice),
+        totals_(w_ + kLd * S::slice) {}
 
   // out[slot][n] = sum_k x[slot][k] W[n][k] for every busy slot; x and out apart. Returns where the product lies.
   AK_DEVICE Rows<const T> apply(const Matrix<T>& w, Rows<const T> x, Rows<T> out) const {
@@ -65,13 +69,13 @@ class TileProduct {
   // Outputs [first, first + pass).
   AK_DEVICE void pass(const Matrix<T>& w, Rows<const T> x, Rows<T> out, int first) const {
     static_assert(kSegment % S::slice == 0);
-    typename Team::template Private<Accumulators> sums, totals;
+    typename Team::template Private<Accumulators> sums;
     typename Team::template Private<Fetched> fetched;
     team_.each([&](int rank) {
       AK_UNROLLED
       for (int r = 0; r < kProductRows; ++r) {
         AK_UNROLLED
-        for (int c = 0; c < 4; ++c) sums[rank].v[r][c] = totals[rank].v[r][c] = 0;
+        for (int c = 0; c < 4; ++c) sums[rank].v[r][c] = total(rank, r, c) = 0;
       }
       fetch(w, x, rank, first, 0, fetched[rank]);
     });
@@ -81,7 +85,7 @@ class TileProduct {
       team_.each([&](int rank) {
         if (k0 + S::slice < w.inputs) fetch(w, x, rank, first, k0 + S::slice, fetched[rank]);
         if (busy(rank)) multiply(rank, sums[rank]);
-        if ((k0 + S::slice) % kSegment == 0 || k0 + S::slice >= w.inputs) add(sums[rank], totals[rank]);
+        if ((k0 + S::slice) % kSegment == 0 || k0 + S::slice >= w.inputs) add(rank, sums[rank]);
       });
     }
     team_.each([&](int rank) {
@@ -93,23 +97,24 @@ class TileProduct {
         AK_UNROLLED
         for (int c = 0; c < 4; ++c) {
           const int n = first + column + (c & 1) + (c & 2) * (kProductColumns / 4);
-          if (n < w.outputs) out[row + r][n] = totals[rank].v[r][c];
+          if (n < w.outputs) out[row + r][n] = total(rank, r, c);
         }
       }
     });
   }
 
-  // The sums of a segment join the totals.
-  AK_DEVICE static void add(Accumulators& sums, Accumulators& totals) {
+  // The sums of a segment join the totals, for which registers are too few.
+  AK_DEVICE void add(int rank, Accumulators& sums) const {
     AK_UNROLLED
     for (int r = 0; r < kProductRows; ++r) {
       AK_UNROLLED
       for (int c = 0; c < 4; ++c) {
-        totals.v[r][c] += sums.v[r][c];
+        total(rank, r, c) += sums.v[r][c];
         sums.v[r][c] = 0;
       }
     }
   }
+  AK_DEVICE T& total(int rank, int r, int c) const { return totals_[(4 * r + c) * S::threads + rank]; }
 
   // Which entries of a slice of W a thread moves: those at (n + n_near i + n_far j, k + k_far j), i < kShare, j <
   // slice. Neighbouring threads take what is contiguous in memory.
@@ -204,7 +209,7 @@ class TileProduct {
 
   const Team& team_;
   const int64_t* const row_;
-  T *const x_, *const w_;
+  T *const x_, *const w_, *const totals_;
 };
 
 }  // namespace ak::cuda

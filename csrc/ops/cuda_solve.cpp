@@ -1,6 +1,7 @@
 // The fused solves as torch operators of CUDA devices, through torch's stable ABI.
 #include <torch/csrc/stable/library.h>
 
+#include "../cuda/crew.h"
 #include "../cuda/solve_cells.h"
 #include "cuda_call.h"
 #include "solve_operators.h"
@@ -22,14 +23,35 @@ class Cuda {
 
   template <class Problem, class T>
   void solve(const Problem& problem, const ak::SolveOptions& options, const ak::SolveResult<T>& result) const {
+    by_rows(problem, options, result, ak::cuda::plan_solve(problem, options, facts()));
+  }
+  // Blocks and crews round alike (csrc/cuda/sum_order.h), so the batch may choose.
+  template <class T>
+  void solve(const ak::AffineProblem<T>& problem, const ak::SolveOptions& options,
+             const ak::SolveResult<T>& result) const {
+    const ak::cuda::DeviceFacts device = facts();
+    const ak::cuda::RowPlan plan = ak::cuda::plan_solve(problem, options, device);
+    ak::cuda::CrewPlan crew{};
+    if (!ak::cuda::crew_beats_rows(problem, options, device, plan, crew))
+      return by_rows(problem, options, result, plan);
+    const Tensor scratch = empty(crew.scratch_bytes, ScalarType::Byte);
+    call_.done(
+        ak::cuda::solve_with_crew(problem, options, result, crew, scratch.mutable_data_ptr(), call_.stream()));
+  }
+
+ private:
+  ak::cuda::DeviceFacts facts() const {
     ak::cuda::DeviceFacts device{};
     call_.done(ak::cuda::device_facts(device));
-    const ak::cuda::RowPlan plan = ak::cuda::plan_solve(problem, options, device);
+    return device;
+  }
+  template <class Problem, class T>
+  void by_rows(const Problem& problem, const ak::SolveOptions& options, const ak::SolveResult<T>& result,
+               const ak::cuda::RowPlan& plan) const {
     const Tensor scratch = empty(plan.scratch_bytes, ScalarType::Byte);
     call_.done(ak::cuda::solve(problem, options, result, plan, scratch.mutable_data_ptr(), call_.stream()));
   }
 
- private:
   const Tensor& z0_;
   const CudaCall call_;
 };

@@ -204,21 +204,21 @@ void overflow_is_forgotten() {
 template <class T>
 void by_blocks(const AffineProblem<T>& p, const SolveOptions& o, const SolveResult<T>& r) {
   using Cell = cuda::AffineCell<T>;
-  cuda::RowPlan plan = cuda::plan_rows<T>(Cell::size(p), o, {1, 232448, 9});
+  cuda::RowPlan plan = cuda::plan_rows<T>(Cell::size(p), o, {1, 232448, 90});
   plan.history = history_of(p, o);
   plan.anderson_price = kPrice;
   const int slots = o.solver == kPicard ? 0 : plan.history + 1;
   plan.columns = cuda::device_control_columns(1, cuda::row_ld(p.dim), slots);
-  plan.block_bytes = cuda::solver_block_bytes<T>(plan.tile_rows, Cell::size(p), slots, plan.columns);
-  cuda::with_shape<T>(plan, [&](auto shape) {
+  plan.block_bytes = cuda::solver_block_bytes<T>(plan.tile_rows, Cell::size(p), slots, false, plan.columns);
+  cuda::with_variant<Cell>(plan, [&](auto shape, auto mixed) {
     using Team = HostTeam<decltype(shape)::threads>;
-    using Product = cuda::TileProduct<T, decltype(shape), Team>;
+    using Product = cuda::ProductOf<T, decltype(shape), mixed, Team>;
     Poisoned shared(plan.shared_bytes + 65536), scratch(plan.block_bytes);
     int64_t next = 0;
     const auto queue = [&] { return next < p.rows ? next++ : p.rows; };
     const Team team(nullptr);
     cuda::RowSolver<Cell, Product, Team, decltype(queue)> solver(p, o, r, plan, team, shared.data(), scratch.data(),
-                                                                 queue);
+                                                                 nullptr, queue);
     solver.solve();
   });
 }
@@ -226,7 +226,7 @@ void by_blocks(const AffineProblem<T>& p, const SolveOptions& o, const SolveResu
 template <class T>
 void a_crew_rounds_like_a_block(int64_t dim, bool leaky, bool scaled) {
   const int64_t rows = 9;
-  const Case<T> some(by_crews, rows, dim, scaled ? kIdentity : kGelu, leaky, scaled);
+  const AffineCase<T> some(rows, dim, scaled ? kIdentity : kGelu, leaky, scaled);
   const AffineProblem<T> problem = some.problem(0, rows);
   for (const int solver : {int(kPicard), int(kAnderson), int(kAuto)})
     for (const double damping : {1.0, 0.7}) {
