@@ -23,7 +23,7 @@ def test_every_operator(backend, device, number, mixed):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("dim", [24, 100, 200, 512, 1024])
+@pytest.mark.parametrize("dim", [24, 100, 200, 512, 1024, 2048])
 def test_batches_that_are_cut_up_differently(backend, device, solver, dim):
     """From one row to many more than the device holds at a time; so every plan for this state is met."""
     batch = 20000 if dim <= 200 else 3000
