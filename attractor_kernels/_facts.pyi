@@ -40,14 +40,25 @@ def cache_bytes() -> dict[str, int]:
 
 def plan_affine(rows: int, dim: int, solver: int, history: int, element_size: int, threads: int) -> AffinePlan: ...
 
-class CudaAffinePlan(TypedDict):
-    tile_rows: int  # rows a block iterates together
-    warps: int
+class CudaSolvePlan(TypedDict):
+    kernel: str
+    mixed: bool  # products of changes on tensor cores
+    tile_rows: int  # rows a block, or a crew, iterates together
+    warps: int  # of a block
     blocks: int
     history: int  # kept per row
     anderson_price: float  # of an Anderson step over a Picard step, as Auto counts it
     shared_bytes: int  # of a block
     scratch_bytes: int  # of all blocks
+    placement: str  # of the history
+
+class CudaCrewPlan(CudaSolvePlan, total=False):
+    """Where the weights are split over blocks."""
+
+    members: int
+    outputs: int  # of a member
+    barriers: int  # of a step
+    step_nanoseconds: float  # of a tile, reckoned
 
 class CudaStepPlan(TypedDict):
     team: str  # "warp" or "block": what takes a problem, or a part of it
@@ -60,9 +71,25 @@ class CudaStepPlan(TypedDict):
     wide_access: bool
     shared_bytes: int  # of a block
 
-def cuda_plan_affine(
-    rows: int, dim: int, solver: int, history: int, element_size: int, processors: int, shared_per_block: int
-) -> CudaAffinePlan: ...
+def cuda_plan_solve(
+    op: str,
+    rows: int,
+    dim: int,
+    hidden: int,
+    solver: int,
+    history: int,
+    mixed: bool,
+    element_size: int,
+    processors: int,
+    shared_per_block: int,
+    capability: int,
+    tile_rows: int = 0,
+    blocks: int = 0,
+    choose_mixed: int = -1,
+    choose_crew: int = -1,
+) -> CudaCrewPlan:
+    """capability: 10 times the major number and the minor one. ValueError where what was chosen cannot be had."""
+
 def cuda_plan_step(
     problems: int,
     groups: int,

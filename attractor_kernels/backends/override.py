@@ -4,52 +4,77 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from ..options import check_int
+import torch
+
+from ..options import check_choice, check_int
+from . import cuda
 
 _STEP = "anderson_step"
+# Of the CUDA kernels, in the order of SolveOperator (csrc/cuda/plan_choices.h).
+_CUDA_OPERATORS = (
+    "solve_affine",
+    "solve_mlp",
+    "solve_mlp_adjoint",
+    "solve_mlp_tangent",
+    "solve_gated",
+    "solve_gated_adjoint",
+    "solve_gated_tangent",
+)
 # What may be chosen, and between which limits.
-_LIMITS: dict[str, tuple[int, int | None]] = {
-    "rows": (16, 64),
-    "warps": (1, 16),
-    "stages": (1, 8),
-    "registers": (32, 255),
-    "programs": (1, None),
+_LIMITS: dict[str, dict[str, tuple[int, int | None]]] = {
+    "triton": {
+        "rows": (16, 64),
+        "warps": (1, 16),
+        "stages": (1, 8),
+        "registers": (32, 255),
+        "programs": (1, None),
+    },
+    "cuda": {"rows": (8, 32), "blocks": (1, 1 << 20), "mixed": (0, 1), "crew": (0, 1)},
 }
-_OF_STEP = ("warps", "registers")
+_OF_STEP = {"triton": ("warps", "registers"), "cuda": ()}
+_POWERS = ("rows", "warps")
 
-_told: dict[str, dict[str, int]] = {}
+_told: dict[tuple[str, str], dict[str, int]] = {}
 
 
 class use_plan:
-    """Launches an operator's Triton kernel as told, not as the cost model has it: from now on, or in a `with` block.
+    """Launches an operator's kernel as told, not as the cost model has it: from now on, or in a `with` block.
 
     Args:
         operator: "solve_affine", "solve_mlp", "solve_gated", those with "_adjoint" or "_tangent", or "anderson_step".
-        choices: any of rows (of a tile: 16, 32 or 64), warps (1, 2, 4, 8 or 16), stages (slices in flight), registers
-            (of a thread) and programs; of `anderson_step` warps and registers. None of them: the model's choices.
-            Bits may differ from those under the model's choices.
+        backend: whose kernel, "triton" or "cuda".
+        choices: for "triton" any of rows (of a tile: 16, 32 or 64), warps (1, 2, 4, 8 or 16), stages (slices in
+            flight), registers (of a thread) and programs; of `anderson_step` warps and registers. For "cuda" any of
+            rows (of a tile: 8 or 32, in float64 16), blocks (in flight), mixed (products of changes, where
+            precision="mixed" permits them) and crew (weights split over blocks; `solve_affine` in full precision where
+            its weights fit); none of `anderson_step`. None of them: the model's choices. Bits may differ from those
+            under the model's choices; of "cuda" only by `mixed`.
 
     Raises:
-        TypeError, ValueError: a name is unknown, or a value is not as above.
+        TypeError, ValueError: a name is unknown, or a value is not as above. A tile that a device, dtype or shape has
+            not is an error of the solve, or of `attractor-kernels info --plan`.
 
     >>> with use_plan("solve_affine", rows=32, warps=8):
-    ...     told("solve_affine")
+    ...     told("solve_affine", "triton")
     {'rows': 32, 'warps': 8}
     """
 
-    def __init__(self, operator: str, **choices: int) -> None:
-        if operator != _STEP and not operator.startswith("solve_"):
+    def __init__(self, operator: str, *, backend: str = "triton", **choices: int) -> None:
+        if operator != _STEP and operator not in _CUDA_OPERATORS:
             raise ValueError(f"use_plan(operator) must be {_STEP!r} or an operator that solves, got {operator!r}")
-        known = _OF_STEP if operator == _STEP else tuple(_LIMITS)
+        check_choice("use_plan(backend)", backend, tuple(_LIMITS))
+        limits = _LIMITS[backend]
+        known = _OF_STEP[backend] if operator == _STEP else tuple(limits)
         for name, value in choices.items():
             if name not in known:
-                raise TypeError(f"use_plan({operator!r}) takes {', '.join(known)}, got {name!r}")
-            low, high = _LIMITS[name]
-            check_int(f"use_plan({name}=...)", value, low=low, high=high)
-            if name in ("rows", "warps") and value & (value - 1):
+                takes = ", ".join(known) or "nothing"
+                raise TypeError(f"use_plan({operator!r}, backend={backend!r}) takes {takes}, got {name!r}")
+            low, high = limits[name]
+            check_int(f"use_plan({name}=...)", int(value) if isinstance(value, bool) else value, low=low, high=high)
+            if name in _POWERS and value & (value - 1):
                 raise ValueError(f"use_plan({name}=...) must be a power of two, got {value}")
-        self._operator, self._previous = operator, told(operator)
-        _set(operator, choices)
+        self._operator, self._backend, self._previous = operator, backend, told(operator, backend)
+        _set(operator, backend, {name: int(value) for name, value in choices.items()})
 
     def __enter__(self) -> use_plan:
         return self
@@ -57,16 +82,24 @@ class use_plan:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _set(self._operator, self._previous)
+        _set(self._operator, self._backend, self._previous)
 
 
-def told(operator: str) -> dict[str, int]:
+def told(operator: str, backend: str) -> dict[str, int]:
     """What was chosen by hand for an operator's kernel."""
-    return _told.get(operator, {})
+    return _told.get((operator, backend), {})
 
 
-def _set(operator: str, choices: dict[str, int]) -> None:
+def cuda_choices(choices: dict[str, int]) -> tuple[int, int, int, int]:
+    """As csrc/cuda/plan_choices.h has them: rows, blocks, mixed, crew."""
+    return choices.get("rows", 0), choices.get("blocks", 0), choices.get("mixed", -1), choices.get("crew", -1)
+
+
+def _set(operator: str, backend: str, choices: dict[str, int]) -> None:
     if choices:
-        _told[operator] = dict(choices)
+        _told[operator, backend] = dict(choices)
     else:
-        _told.pop(operator, None)
+        _told.pop((operator, backend), None)
+    # The kernels plan for themselves, in the library, where there is one.
+    if backend == "cuda" and operator != _STEP and cuda.library_obstacle() is None:
+        torch.ops.attractor_kernels_plans.choose(_CUDA_OPERATORS.index(operator), *cuda_choices(choices))

@@ -40,6 +40,11 @@ class DeviceFacts:
         """Multiply-adds a cycle of a float32 product split into three TF32 ones, by mma.sync."""
         return (512 if self.capability[0] >= 9 or self.capability == (8, 0) else 256) // 3
 
+    @property
+    def bfloat16_products(self) -> int:
+        """Multiply-adds a cycle of bfloat16 on tensor cores, at their peak."""
+        return 2048 if self.capability[0] >= 9 else 1024 if self.capability == (8, 0) else 512
+
 
 # Examples for tests and for `print` on machines without a device.
 A100 = DeviceFacts("A100", (8, 0), 108, 40 << 20, 163 << 10)
@@ -106,7 +111,7 @@ def plan_solve(
     vectors and float64 numbers of scratch a row needs. rows: of a tile; None: the model's choice. What `use_plan` says
     goes before the model.
     """
-    choices = told(kernel)
+    choices = told(kernel, "triton")
     rows = choices.get("rows") if rows is None else rows
     columns = max(16, _power_of_two(dim))
     # A row's arithmetic must not depend on the batch, so the slices follow from the shape of the cell alone.
@@ -173,7 +178,7 @@ class StepPlan:
 
 def plan_step(*, problems: int, groups: int, entries: int, slots: int, item_bytes: int) -> StepPlan:
     """The plan of a step over [problems, groups, entries]; what `use_plan` says goes before the model."""
-    choices = told("anderson_step")
+    choices = told("anderson_step", "triton")
     columns = max(16, _power_of_two(entries))
     whole = groups == 1 and columns <= TILE_ENTRIES
     if not whole:

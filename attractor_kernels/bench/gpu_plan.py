@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from attractor_kernels.backends import override, triton
 from attractor_kernels.backends import plan as plans
-from attractor_kernels.backends import triton
 from attractor_kernels.backends.triton import planning
 
 from .contenders import SOLVERS
@@ -103,16 +103,30 @@ def _cuda(call: Call, device: plans.DeviceFacts) -> dict[str, Any]:
             "history": "global" if call.slots else "none",
             "floor_bytes": call.batch * call.dim * item * vectors,
         }
-    if call.operator != "solve_affine":
-        raise ValueError(f"backend 'cuda' tells no plan of {call.operator}, only of solve_affine and anderson_step")
     wide = max(item, 4)  # the halves are solved in float32
-    solve = facts.cuda_plan_affine(call.batch, call.dim, call.code, call.history, wide, *where)
-    products = planning.multiply_adds(call.operator, call.dim)
+    major, minor = device.capability
+    choices = override.told(call.operator, "cuda")
+    solve = facts.cuda_plan_solve(
+        call.operator,
+        call.batch,
+        call.dim,
+        call.units,
+        call.code,
+        call.history,
+        call.precision == "mixed",
+        wide,
+        *where,
+        10 * major + minor,
+        *override.cuda_choices(choices),
+    )
+    products = planning.multiply_adds(call.operator, call.dim, call.units)
+    # Of a step whose product is of changes, where there are such.
+    rate = device.bfloat16_products if solve["mixed"] else device.float32_products * 4 / wide
+    weight_bytes = products * (2 if solve["mixed"] else wide)
+    resident = "members" in solve  # a crew reads its weights once, and shares the products
     return {
-        "kernel": "solve_kernel<AffineCell>",
         "device": device.name,
         **solve,
-        "placement": "global scratch, held in the second-level cache" if call.code else "none",
-        "product_cycles": round(solve["tile_rows"] * products * wide / 4 / device.float32_products),
-        "weight_cycles": round(products * wide / plans.L2_BYTES_A_CYCLE),
+        "product_cycles": round(solve["tile_rows"] * products / rate / solve.get("members", 1)),
+        "weight_cycles": 0 if resident else round(weight_bytes / plans.L2_BYTES_A_CYCLE),
     }

@@ -51,11 +51,12 @@ template <class T>
 bool plan_crew(const AffineProblem<T>& problem, const SolveOptions& options, const DeviceFacts& device,
                const RowPlan& rows_plan, CrewPlan& plan);
 
-// Whether a crew is expected to be done earlier than a block a tile; then `plan` is how. Never for "mixed", whose
-// products may round in another way there: a row's bits may not depend on the batch it is in.
+// Whether a crew is expected to be done earlier than a block a tile, or is what was chosen by hand (`chosen` as
+// PlanChoices::crew) and can be had; then `plan` is how. Never for "mixed", whose products may round in another way
+// there: a row's bits may not depend on the batch it is in.
 template <class T>
 bool crew_beats_rows(const AffineProblem<T>& problem, const SolveOptions& options, const DeviceFacts& device,
-                     const RowPlan& rows_plan, CrewPlan& plan);
+                     const RowPlan& rows_plan, CrewPlan& plan, int chosen = -1);
 
 // The rest of a plan whose crew (cluster, members, crews), rows, replicated, history and price are given; false where
 // it does not fit the device. Members may turn out to be fewer.

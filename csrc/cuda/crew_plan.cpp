@@ -130,8 +130,10 @@ bool plan_crew(const AffineProblem<T>& problem, const SolveOptions& options, con
 
 template <class T>
 bool crew_beats_rows(const AffineProblem<T>& problem, const SolveOptions& options, const DeviceFacts& device,
-                     const RowPlan& rows_plan, CrewPlan& plan) {
-  if (options.mixed || problem.rows == 0 || !plan_crew(problem, options, device, rows_plan, plan)) return false;
+                     const RowPlan& rows_plan, CrewPlan& plan, int chosen) {
+  if (options.mixed || problem.rows == 0 || chosen == 0) return false;
+  if (!plan_crew(problem, options, device, rows_plan, plan)) return false;
+  if (chosen > 0) return true;
   const double dim = double(problem.dim), history = rows_plan.history, warps = rows_plan.threads / kWarp;
   const double moved = 6 + (history > 0 ? 2 * history + 4 : 0);
   const double row = sizeof(T) / 4 * dim * (dim / kTileProducts + moved * kTileEntry);
@@ -149,8 +151,8 @@ template bool plan_crew(const AffineProblem<double>&, const SolveOptions&, const
                         CrewPlan&);
 
 template bool crew_beats_rows(const AffineProblem<float>&, const SolveOptions&, const DeviceFacts&, const RowPlan&,
-                              CrewPlan&);
+                              CrewPlan&, int);
 template bool crew_beats_rows(const AffineProblem<double>&, const SolveOptions&, const DeviceFacts&, const RowPlan&,
-                              CrewPlan&);
+                              CrewPlan&, int);
 
 }  // namespace ak::cuda

@@ -50,15 +50,16 @@ int64_t shared_bytes(const CellSize& size, int slots, bool mixed) {
 
 // Whether mixed products are to be had and pay. From what a row alone decides: its bits are those of any batch.
 template <class T>
-bool mixed_pays(const CellSize& size, const SolveOptions& options, int slots, const DeviceFacts& device) {
+bool mixed_pays(const CellSize& size, const SolveOptions& options, int slots, const DeviceFacts& device, int chosen) {
   if (sizeof(T) != 4 || size.mixed_kept == 0 || !mixed_allowed(options) || device.capability < kTensorCapability)
     return false;
-  return Cost<T>{size, true}.picard_time() < Cost<T>{size}.picard_time() &&
+  const bool pays = Cost<T>{size, true}.picard_time() < Cost<T>{size}.picard_time();
+  return (chosen < 0 ? pays : chosen > 0) &&
          shared_bytes<T, MixedTiles::Narrow>(size, slots, true) <= device.shared_per_block;
 }
 
 template <class T, class Shape>
-void fill(RowPlan& plan, const CellSize& size, int slots, const DeviceFacts& device) {
+void fill(RowPlan& plan, const CellSize& size, int slots, const DeviceFacts& device, int64_t blocks) {
   plan.tile_rows = Shape::rows;
   plan.threads = Shape::threads;
   plan.shared_bytes = shared_bytes<T, Shape>(size, slots, plan.mixed);
@@ -66,35 +67,44 @@ void fill(RowPlan& plan, const CellSize& size, int slots, const DeviceFacts& dev
   const int64_t most = Shape::threads > 128 || plan.mixed ? 2 : 3;
   const int64_t tiles = (size.rows + Shape::rows - 1) / Shape::rows;
   const int64_t room = device.processors * (resident < 1 ? 1 : resident < most ? resident : most);
-  plan.blocks = tiles < room ? tiles : room;
+  const int64_t most_blocks = blocks > 0 ? blocks : room;
+  plan.blocks = tiles < most_blocks ? tiles : most_blocks;
 }
 
 template <class T, class Shapes>
-void choose_tile(RowPlan& plan, const CellSize& size, int slots, const DeviceFacts& device) {
+void choose_tile(RowPlan& plan, const CellSize& size, int slots, const DeviceFacts& device,
+                 const PlanChoices& choices) {
   using Wide = typename Shapes::Wide;
-  const bool wide = size.rows > Wide::rows / 2 * int64_t(device.processors) &&
-                    shared_bytes<T, Wide>(size, slots, plan.mixed) <= device.shared_per_block;
-  if (wide)
-    fill<T, Wide>(plan, size, slots, device);
+  using Narrow = typename Shapes::Narrow;
+  const bool fits = shared_bytes<T, Wide>(size, slots, plan.mixed) <= device.shared_per_block;
+  if (choices.rows != 0 && choices.rows != Wide::rows && choices.rows != Narrow::rows)
+    plan.refused = Wide::rows == Narrow::rows ? "a tile of float64 has 16 rows" : "a tile has 8 or 32 rows";
+  else if (choices.rows == Wide::rows && !fits)
+    plan.refused = "a tile of so many rows needs more shared memory than the device has for a block";
+  const bool wide =
+      choices.rows != 0 ? choices.rows == Wide::rows : size.rows > Wide::rows / 2 * int64_t(device.processors);
+  if (wide && fits)
+    fill<T, Wide>(plan, size, slots, device, choices.blocks);
   else
-    fill<T, typename Shapes::Narrow>(plan, size, slots, device);
+    fill<T, Narrow>(plan, size, slots, device, choices.blocks);
 }
 
 }  // namespace
 
 template <class T>
-RowPlan plan_rows(const CellSize& size, const SolveOptions& options, const DeviceFacts& device) {
+RowPlan plan_rows(const CellSize& size, const SolveOptions& options, const DeviceFacts& device,
+                  const PlanChoices& choices) {
   RowPlan plan{};
   const int valid = int(options.history < size.dim ? options.history : size.dim);
-  plan.mixed = mixed_pays<T>(size, options, options.solver == kPicard ? 0 : valid + 1, device);
+  plan.mixed = mixed_pays<T>(size, options, options.solver == kPicard ? 0 : valid + 1, device, choices.mixed);
   const Cost<T> cost{size, plan.mixed};
   plan.history = options.solver == kPicard ? 0 : options.solver == kAuto ? cost.auto_history(valid) : valid;
   plan.anderson_price = cost.anderson_price(plan.history);
   const int slots = options.solver == kPicard ? 0 : plan.history + 1;
   if (plan.mixed)
-    choose_tile<T, MixedTiles>(plan, size, slots, device);
+    choose_tile<T, MixedTiles>(plan, size, slots, device, choices);
   else
-    choose_tile<T, Tiles<T>>(plan, size, slots, device);
+    choose_tile<T, Tiles<T>>(plan, size, slots, device, choices);
   plan.columns = device_control_columns(1, row_ld(size.dim), slots);
   plan.block_bytes = solver_block_bytes<T>(plan.tile_rows, size, slots, plan.mixed, plan.columns);
   plan.packed_bytes = plan.mixed ? padded(tensor_weight_bytes(size.outputs, size.inputs), 256) : 0;
@@ -102,7 +112,7 @@ RowPlan plan_rows(const CellSize& size, const SolveOptions& options, const Devic
   return plan;
 }
 
-template RowPlan plan_rows<float>(const CellSize&, const SolveOptions&, const DeviceFacts&);
-template RowPlan plan_rows<double>(const CellSize&, const SolveOptions&, const DeviceFacts&);
+template RowPlan plan_rows<float>(const CellSize&, const SolveOptions&, const DeviceFacts&, const PlanChoices&);
+template RowPlan plan_rows<double>(const CellSize&, const SolveOptions&, const DeviceFacts&, const PlanChoices&);
 
 }  // namespace ak::cuda

@@ -5,6 +5,7 @@
 
 #include "../common/problems.h"
 #include "anderson_step.h"
+#include "plan_choices.h"
 
 namespace ak::cuda {
 
@@ -59,6 +60,7 @@ struct RowPlan {
   int64_t scratch_bytes;  // the queue, W, and all blocks
   int64_t block_bytes;    // of them, a block's
   int64_t columns;        // doubles of a row's control
+  const char* refused;    // why it cannot be as chosen by hand; or null
 };
 
 // f(shape, mixed) for the shape of tile and the kind of products that a plan chose.
@@ -85,6 +87,7 @@ struct CellSize {
 };
 
 template <class T>
-RowPlan plan_rows(const CellSize& size, const SolveOptions& options, const DeviceFacts& device);
+RowPlan plan_rows(const CellSize& size, const SolveOptions& options, const DeviceFacts& device,
+                  const PlanChoices& choices = {});
 
 }  // namespace ak::cuda

@@ -7,7 +7,8 @@ namespace ak::cuda {
 
 // How a solve is cut up. Problem: one of common/problems.h, in float or double.
 template <class Problem>
-RowPlan plan_solve(const Problem& problem, const SolveOptions& options, const DeviceFacts& device);
+RowPlan plan_solve(const Problem& problem, const SolveOptions& options, const DeviceFacts& device,
+                   const PlanChoices& choices);
 
 // Enqueues the solve on a stream of the current device; null, or why that is not possible. scratch:
 // plan.scratch_bytes, aligned to 256.

@@ -76,8 +76,9 @@ const char* solve_rows(const typename Cell::Problem& problem, const SolveOptions
 // The entry points of a cell in one type.
 #define AK_DEFINE_CUDA_SOLVE(Cell, Problem, T)                                                            \
   template <>                                                                                             \
-  RowPlan plan_solve(const Problem<T>& problem, const SolveOptions& options, const DeviceFacts& device) { \
-    return plan_rows<T>(Cell<T>::size(problem), options, device);                                         \
+  RowPlan plan_solve(const Problem<T>& problem, const SolveOptions& options, const DeviceFacts& device,   \
+                     const PlanChoices& choices) {                                                        \
+    return plan_rows<T>(Cell<T>::size(problem), options, device, choices);                                \
   }                                                                                                       \
   template <>                                                                                             \
   const char* solve(const Problem<T>& problem, const SolveOptions& options, const SolveResult<T>& result, \

@@ -7,37 +7,34 @@
 #include <string>
 
 #include "../cuda/affine_cell.h"
-#include "../cuda/row_plan.h"
+#include "../cuda/crew.h"
+#include "../cuda/gated_cell.h"
+#include "../cuda/mlp_cell.h"
 
 namespace py = pybind11;
 
 namespace {
 
-ak::cuda::DeviceFacts device_facts(int processors, int shared_per_block) {
+ak::cuda::DeviceFacts device_facts(int processors, int shared_per_block, int capability = 0) {
   ak::cuda::DeviceFacts device{};
   device.processors = processors;
   device.shared_per_block = shared_per_block;
+  device.capability = capability;
   return device;
 }
 
-template <class T>
-ak::cuda::RowPlan plan_affine(int64_t rows, int64_t dim, const ak::SolveOptions& options,
-                              const ak::cuda::DeviceFacts& device) {
-  ak::AffineProblem<T> problem;
-  problem.rows = rows;
-  problem.dim = dim;
-  return ak::cuda::plan_rows<T>(ak::cuda::AffineCell<T>::size(problem), options, device);
-}
-
-py::dict cuda_plan_affine(int64_t rows, int64_t dim, int solver, int history, int element_size, int processors,
-                          int shared_per_block) {
+struct SolveCall {
+  int64_t rows, dim, hidden;
   ak::SolveOptions options;
-  options.solver = solver;
-  options.history = history;
-  const ak::cuda::DeviceFacts device = device_facts(processors, shared_per_block);
-  const ak::cuda::RowPlan plan = element_size == 8 ? plan_affine<double>(rows, dim, options, device)
-                                                   : plan_affine<float>(rows, dim, options, device);
+  ak::cuda::DeviceFacts device;
+  ak::cuda::PlanChoices choices;
+};
+
+py::dict tile_facts(const SolveCall& call, const ak::cuda::RowPlan& plan, const char* cell) {
+  if (plan.refused != nullptr) throw std::invalid_argument(plan.refused);
   py::dict facts;
+  facts["kernel"] = std::string("solve_kernel<") + cell + ">";
+  facts["mixed"] = plan.mixed;
   facts["tile_rows"] = plan.tile_rows;
   facts["warps"] = plan.threads / 32;
   facts["blocks"] = plan.blocks;
@@ -45,7 +42,77 @@ py::dict cuda_plan_affine(int64_t rows, int64_t dim, int solver, int history, in
   facts["anderson_price"] = plan.anderson_price;
   facts["shared_bytes"] = plan.shared_bytes;
   facts["scratch_bytes"] = plan.scratch_bytes;
+  facts["placement"] = call.options.solver == ak::kPicard ? "none" : "global scratch, held in the second-level cache";
   return facts;
+}
+
+py::dict crew_facts(const ak::cuda::CrewPlan& plan) {
+  py::dict facts;
+  facts["kernel"] = plan.cluster ? "crew_kernel, a cluster" : "crew_kernel, the whole grid";
+  facts["mixed"] = false;
+  facts["tile_rows"] = plan.rows;
+  facts["warps"] = ak::cuda::kCrewThreads / 32;
+  facts["blocks"] = plan.members * plan.crews;
+  facts["history"] = plan.history;
+  facts["anderson_price"] = plan.anderson_price;
+  facts["shared_bytes"] = plan.at.shared_bytes;
+  facts["scratch_bytes"] = plan.scratch_bytes;
+  facts["placement"] = plan.history == 0 ? "none" : "shared memory";
+  facts["members"] = plan.members;
+  facts["outputs"] = plan.share;
+  facts["barriers"] = plan.history == 0 || plan.replicated ? 1 : 2;
+  facts["step_nanoseconds"] = plan.step_time;
+  return facts;
+}
+
+template <class Problem>
+Problem problem_of(const SolveCall& call, bool adjoint) {
+  Problem problem;
+  problem.rows = call.rows;
+  problem.dim = call.dim;
+  if constexpr (requires { problem.hidden; }) problem.hidden = problem.w1.outputs = call.hidden;
+  if constexpr (requires { problem.adjoint; }) problem.adjoint = adjoint;
+  return problem;
+}
+
+template <class Cell>
+py::dict plan_cell(const SolveCall& call, bool adjoint, const char* name) {
+  const auto problem = problem_of<typename Cell::Problem>(call, adjoint);
+  const auto plan =
+      ak::cuda::plan_rows<typename Cell::Scalar>(Cell::size(problem), call.options, call.device, call.choices);
+  if constexpr (std::is_same_v<Cell, ak::cuda::AffineCell<typename Cell::Scalar>>) {
+    ak::cuda::CrewPlan crew{};
+    if (ak::cuda::crew_beats_rows(problem, call.options, call.device, plan, crew, call.choices.crew))
+      return crew_facts(crew);
+  }
+  return tile_facts(call, plan, name);
+}
+
+template <class T>
+py::dict plan_in(const std::string& op, const SolveCall& call) {
+  using namespace ak::cuda;
+  const bool adjoint = op.ends_with("_adjoint"), linear = adjoint || op.ends_with("_tangent");
+  if (op == "solve_affine") return plan_cell<AffineCell<T>>(call, false, "AffineCell");
+  if (op == "solve_mlp") return plan_cell<MlpCell<T>>(call, false, "MlpCell");
+  if (op == "solve_gated") return plan_cell<GatedCell<T>>(call, false, "GatedCell");
+  if (linear && op.starts_with("solve_mlp_")) return plan_cell<MlpLinearCell<T>>(call, adjoint, "MlpLinearCell");
+  if (linear && op.starts_with("solve_gated_")) return plan_cell<GatedLinearCell<T>>(call, adjoint, "GatedLinearCell");
+  throw std::invalid_argument("no CUDA kernel is called " + op);
+}
+
+py::dict cuda_plan_solve(const std::string& op, int64_t rows, int64_t dim, int64_t hidden, int solver, int history,
+                         bool mixed, int element_size, int processors, int shared_per_block, int capability,
+                         int tile_rows, int64_t blocks, int choose_mixed, int choose_crew) {
+  SolveCall call{};
+  call.rows = rows;
+  call.dim = dim;
+  call.hidden = hidden;
+  call.options.solver = solver;
+  call.options.history = history;
+  call.options.mixed = mixed;
+  call.device = device_facts(processors, shared_per_block, capability);
+  call.choices = {tile_rows, blocks, choose_mixed, choose_crew};
+  return element_size == 8 ? plan_in<double>(op, call) : plan_in<float>(op, call);
 }
 
 ak::StateType state_type(const std::string& name) {
@@ -82,9 +149,12 @@ py::dict cuda_plan_step(int64_t problems, int64_t groups, int64_t entries, int s
 }  // namespace
 
 void define_cuda_plans(py::module_& module) {
-  module.def("cuda_plan_affine", &cuda_plan_affine, py::arg("rows"), py::arg("dim"), py::arg("solver"),
-             py::arg("history"), py::arg("element_size"), py::arg("processors"), py::arg("shared_per_block"),
-             "How the CUDA kernel would cut up a solve on a device of so many multiprocessors.");
+  module.def("cuda_plan_solve", &cuda_plan_solve, py::arg("op"), py::arg("rows"), py::arg("dim"), py::arg("hidden"),
+             py::arg("solver"), py::arg("history"), py::arg("mixed"), py::arg("element_size"), py::arg("processors"),
+             py::arg("shared_per_block"), py::arg("capability"), py::arg("tile_rows") = 0, py::arg("blocks") = 0,
+             py::arg("choose_mixed") = -1, py::arg("choose_crew") = -1,
+             "How the CUDA kernel of an operator would cut up a solve on a device of so many multiprocessors, with "
+             "what was chosen by hand (0 or negative: nothing). ValueError where that cannot be had.");
   module.def("cuda_plan_step", &cuda_plan_step, py::arg("problems"), py::arg("groups"), py::arg("entries"),
              py::arg("slots"), py::arg("stride"), py::arg("dtype"), py::arg("processors"), py::arg("shared_per_block"),
              "How the CUDA kernel would cut up a fused step.");

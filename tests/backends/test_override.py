@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from attractor_kernels.backends import use_plan
+from attractor_kernels.backends.override import told
 from attractor_kernels.backends.plan import H100
 from attractor_kernels.backends.plan import plan_step as step_plan
 from attractor_kernels.backends.triton.planning import plan_call
@@ -66,6 +67,12 @@ def test_other_operators_keep_theirs():
         ("solve_affine", {"rows": 8}, ValueError, r"use_plan\(rows=...\) must be between 16 and 64, got 8"),
         ("solve_affine", {"rows": 48}, ValueError, "must be a power of two, got 48"),
         ("solve_affine", {"warps": 2.0}, TypeError, r"use_plan\(warps=...\) must be an int"),
+        ("solve_block", {}, ValueError, "an operator that solves, got 'solve_block'"),
+        ("solve_affine", {"backend": "cpu"}, ValueError, r"use_plan\(backend\)"),
+        ("solve_affine", {"backend": "cuda", "warps": 2}, TypeError, "takes rows, blocks, mixed, crew, got 'warps'"),
+        ("solve_affine", {"backend": "cuda", "rows": 24}, ValueError, "must be a power of two, got 24"),
+        ("solve_affine", {"backend": "cuda", "crew": 2}, ValueError, r"use_plan\(crew=...\) must be between 0 and 1"),
+        ("anderson_step", {"backend": "cuda", "rows": 8}, TypeError, "takes nothing, got 'rows'"),
     ],
 )
 def test_wrong_choices(operator, choices, error, message):
@@ -73,3 +80,11 @@ def test_wrong_choices(operator, choices, error, message):
     with pytest.raises(error, match=message):
         use_plan(operator, **choices)
     assert solve_plan() == model
+
+
+def test_backends_keep_their_own():
+    with use_plan("solve_affine", backend="cuda", rows=8, crew=False), use_plan("solve_affine", warps=2):
+        assert told("solve_affine", "cuda") == {"rows": 8, "crew": 0}
+        assert told("solve_affine", "triton") == {"warps": 2}
+        assert told("solve_mlp", "cuda") == {}
+    assert told("solve_affine", "cuda") == told("solve_affine", "triton") == {}

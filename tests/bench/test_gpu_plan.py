@@ -39,7 +39,8 @@ def test_a_triton_plan_by_hand():
 
 @needs_facts
 def test_cuda_plans():
-    few, many = (gpu_plan(Call("solve_affine", batch, 256), plans.H100, "cuda") for batch in (100, 100_000))
+    with backends.use_plan("solve_affine", backend="cuda", crew=False):
+        few, many = (gpu_plan(Call("solve_affine", batch, 256), plans.H100, "cuda") for batch in (100, 100_000))
     assert few["tile_rows"] < many["tile_rows"] and few["blocks"] < many["blocks"]
     assert many["blocks"] % plans.H100.multiprocessors == 0
     for found in (few, many):
@@ -48,6 +49,64 @@ def test_cuda_plans():
     assert picard["history"] == 0 and picard["scratch_bytes"] < few["scratch_bytes"]
     wide = gpu_plan(Call("solve_affine", 100, 256, dtype="float64"), plans.H100, "cuda")
     assert wide["weight_cycles"] == pytest.approx(2 * few["weight_cycles"], abs=1)
+
+
+CUDA_OPERATORS = [name for name in OPERATORS if name != "anderson_step"]
+
+
+@needs_facts
+@pytest.mark.parametrize("device", DEVICES.values(), ids=list(DEVICES))
+@pytest.mark.parametrize("operator", CUDA_OPERATORS)
+def test_every_cuda_kernel_has_a_plan(operator, device):
+    found = gpu_plan(Call(operator, 100_000, 96, hidden=200), device, "cuda")
+    assert found["kernel"].startswith("solve_kernel<") and found["tile_rows"] == 32
+    assert found["shared_bytes"] <= device.shared_bytes
+    products = {"solve_affine": 96 * 96, "solve_mlp": 2 * 96 * 200, "solve_gated": 2 * 96 * 96}
+    products = products[operator.removesuffix("_adjoint").removesuffix("_tangent")]
+    assert found["product_cycles"] == round(32 * products / device.float32_products)
+    small = gpu_plan(Call(operator, 100_000, 96, hidden=20), device, "cuda")
+    assert (small["scratch_bytes"] < found["scratch_bytes"]) == (operator.startswith("solve_mlp"))
+
+
+@needs_facts
+def test_cuda_plans_of_a_precision():
+    call = Call("solve_affine", 4096, 256, precision="mixed")
+    found = gpu_plan(call, plans.H100, "cuda")
+    assert found["mixed"] and found["product_cycles"] == 32 * 256 * 256 // 2048
+    assert not gpu_plan(Call("solve_affine", 4096, 256), plans.H100, "cuda")["mixed"]
+    assert not gpu_plan(Call("solve_affine", 4096, 32, precision="mixed"), plans.H100, "cuda")["mixed"]
+    with backends.use_plan("solve_affine", backend="cuda", mixed=False):
+        assert not gpu_plan(call, plans.H100, "cuda")["mixed"]
+
+
+@needs_facts
+def test_few_rows_of_a_large_state_go_to_a_crew():
+    call = Call("solve_affine", 1, 2048)
+    found = gpu_plan(call, plans.H100, "cuda")
+    assert found["kernel"] == "crew_kernel, the whole grid" and found["members"] * found["outputs"] >= 2048
+    assert found["weight_cycles"] == 0 and found["placement"] == "shared memory"
+    assert "a cluster" in gpu_plan(Call("solve_affine", 8, 256), plans.H100, "cuda")["kernel"]
+    assert gpu_plan(Call("solve_affine", 1, 2048, precision="mixed"), plans.H100, "cuda")["kernel"][:5] == "solve"
+    with backends.use_plan("solve_affine", backend="cuda", crew=False):
+        assert gpu_plan(call, plans.H100, "cuda")["kernel"][:5] == "solve"
+    with backends.use_plan("solve_affine", backend="cuda", crew=True):
+        assert gpu_plan(Call("solve_affine", 4096, 256), plans.H100, "cuda")["kernel"][:4] == "crew"
+
+
+@needs_facts
+def test_a_cuda_plan_chosen_by_hand():
+    call = Call("solve_gated", 4096, 96)
+    model = gpu_plan(call, plans.H100, "cuda")
+    with backends.use_plan("solve_gated", backend="cuda", rows=8, blocks=50):
+        found = gpu_plan(call, plans.H100, "cuda")
+        assert (model["tile_rows"], found["tile_rows"], found["blocks"]) == (32, 8, 50)
+        assert found["scratch_bytes"] < model["scratch_bytes"]
+    with (
+        backends.use_plan("solve_gated", backend="cuda", rows=16),
+        pytest.raises(ValueError, match="a tile has 8 or 32 rows"),
+    ):
+        gpu_plan(call, plans.H100, "cuda")
+    assert gpu_plan(call, plans.H100, "cuda") == model
 
 
 @needs_facts
@@ -66,7 +125,6 @@ def test_cuda_plans_of_a_step(entries, team, split):
         (Call("solve_affine", 1, 1024), "triton", "the state has 1024 entries, not 1 to 256"),
         (Call("solve_affine", 1, 64, dtype="float64"), "triton", "the state is torch.float64"),
         (Call("solve_affine", 1, 64, history=9), "triton", "the history is 9, not at most 6"),
-        (Call("solve_mlp", 1, 64), "cuda", "only of solve_affine and anderson_step"),
     ],
 )
 def test_no_plan_says_why(call, backend, message):

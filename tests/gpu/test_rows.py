@@ -5,6 +5,8 @@ import torch
 from kernels import make_affine, make_gated, make_mlp, one_of_each
 from solving import SOLVERS, all_same, need_for, on, rows_of, solve, tail
 
+from attractor_kernels.backends import use_plan
+
 pytestmark = pytest.mark.gpu
 CASES = range(len(one_of_each(1)))
 
@@ -34,6 +36,28 @@ def test_batches_that_are_cut_up_differently(backend, device, solver, dim):
     for size in (1, 7, 40, 600, 2500):
         rows = slice(batch - size, batch)
         assert all_same(solve(backend, case, rows_of(case, tensors, rows), options), whole, rows)
+
+
+@pytest.mark.parametrize(
+    "choices", [{"rows": 8}, {"rows": 32}, {"blocks": 3}, {"crew": True}, {"crew": False}], ids=str
+)
+def test_plans_chosen_by_hand(backend, device, choices):
+    """All but `mixed` leave the bits as they are."""
+    if backend != "cuda":
+        pytest.skip("about the plans of the CUDA kernels")
+    case, options = make_affine(300, 512), tail(SOLVERS["auto"])
+    tensors = on(case, device)
+    model = solve(backend, case, tensors, options)
+    with use_plan("solve_affine", backend="cuda", **choices):
+        assert all_same(solve(backend, case, tensors, options), model)
+
+
+def test_a_tile_that_there_is_not(backend, device):
+    if backend != "cuda":
+        pytest.skip("about the plans of the CUDA kernels")
+    case = make_affine(3, 64)
+    with use_plan("solve_affine", backend="cuda", rows=16), pytest.raises(RuntimeError, match="8 or 32 rows"):
+        solve(backend, case, on(case, device), tail(SOLVERS["picard"]))
 
 
 @pytest.mark.parametrize("make", [make_gated, lambda rows, dim: make_mlp(rows, dim, dim + 3)], ids=["gated", "mlp"])

@@ -1,0 +1,47 @@
+// What of a plan somebody chose by hand, for measurements or because they know better than the cost model.
+#pragma once
+
+#include "../common/problems.h"
+
+namespace ak::cuda {
+
+enum SolveOperator {
+  kSolveAffine,
+  kSolveMlp,
+  kSolveMlpAdjoint,
+  kSolveMlpTangent,
+  kSolveGated,
+  kSolveGatedAdjoint,
+  kSolveGatedTangent,
+  kSolveOperators
+};
+
+struct PlanChoices {
+  int rows = 0;        // of a block's tile; 0, here as below: the model's choice
+  int64_t blocks = 0;  // in flight
+  int mixed = -1;  // products of changes where the precision allows them; negative, here as below: the model's choice
+  int crew = -1;   // weights split over blocks, where every product is in full
+};
+
+template <class T>
+SolveOperator operator_of(const AffineProblem<T>&) {
+  return kSolveAffine;
+}
+template <class T>
+SolveOperator operator_of(const MlpProblem<T>&) {
+  return kSolveMlp;
+}
+template <class T>
+SolveOperator operator_of(const MlpLinearProblem<T>& problem) {
+  return problem.adjoint ? kSolveMlpAdjoint : kSolveMlpTangent;
+}
+template <class T>
+SolveOperator operator_of(const GatedProblem<T>&) {
+  return kSolveGated;
+}
+template <class T>
+SolveOperator operator_of(const GatedLinearProblem<T>& problem) {
+  return problem.adjoint ? kSolveGatedAdjoint : kSolveGatedTangent;
+}
+
+}  // namespace ak::cuda
