@@ -5,8 +5,8 @@
 Needs cuobjdump and nvdisasm (in the CUDA toolkit, or the packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm) and
 c++filt. Prints, by kernel and architecture: registers of a thread; bytes of stack and of local memory a thread;
 bytes of static shared memory a block; warps that the registers let a multiprocessor hold; and how many instructions
-load or store 16 bytes at once (wide_loads, wide_stores), reach a thread's local memory (local) or multiply bfloat16 on
-tensor cores (tensor).
+load or store 16 bytes or more at once (wide_loads, wide_stores), reach a thread's local memory (local) or multiply
+bfloat16 on tensor cores (tensor).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pathlib import Path
 REGISTERS = 65536  # of a multiprocessor, from compute capability 8.0 to 10.0
 WARP = 32
 COUNTED = {
-    "wide_loads": re.compile(r"\bLDG\.E\.\S*128"),
-    "wide_stores": re.compile(r"\bSTG\.E\.\S*128"),
+    "wide_loads": re.compile(r"\bLDG\.E\.\S*(128|256)"),
+    "wide_stores": re.compile(r"\bSTG\.E\.\S*(128|256)"),
     "local": re.compile(r"\b(LDL|STL)\b"),
     "tensor": re.compile(r"\bHMMA\.16816\.F32\.BF16\b"),
 }

@@ -44,8 +44,10 @@ struct Cost {
 
 template <class T, class Shape>
 int64_t shared_bytes(const CellSize& size, int slots, bool mixed) {
-  const int64_t product = mixed ? mixed_product_bytes<Shape>(size.inputs) : kProductBytes<T, Shape>;
-  return solver_space_bytes<Shape>(slots) + product;
+  const int64_t steps = solver_space_bytes<Shape>(slots);
+  if (mixed) return steps + mixed_product_bytes<Shape>(size.inputs);
+  const int64_t product = int64_t(sizeof(SolverSpace<Shape>)) + kProductBytes<T, Shape>;
+  return steps > product ? steps : product;
 }
 
 // Whether mixed products are to be had and pay. From what a row alone decides: its bits are those of any batch.

@@ -18,8 +18,9 @@
 
 namespace ak::cuda {
 
-// Shared memory of a block: this, then a StepSpace with one small system per warp, then the product's. The description
-// of the steps lies here too, because in registers it would crowd out the product's sums.
+// Shared memory of a block: this, then a StepSpace with one small system per warp, and the product's. That takes the same
+// place, since barriers keep products and steps apart; in mixed precision, where it holds what outlives a round, the
+// next. The description of the steps lies here too, because in registers it would crowd out the product's sums.
 template <class Shape>
 struct alignas(32) SolverSpace {
   StepProblem step[2];  // of even and odd rounds: the iterates change places
@@ -96,11 +97,12 @@ class RowSolver {
 
  private:
   AK_DEVICE Product make_product() const {
-    char* const shared = reinterpret_cast<char*>(space_) + solver_space_bytes<Shape>(slots_);
-    if constexpr (Product::kMixed)
-      return Product(team_, shared, space_->row, kept() + Shape::rows * row_ld(Cell::kept(p_)), packed_);
-    else
-      return Product(team_, shared, space_->row);
+    if constexpr (Product::kMixed) {
+      char* const after = reinterpret_cast<char*>(space_) + solver_space_bytes<Shape>(slots_);
+      return Product(team_, after, space_->row, kept() + Shape::rows * row_ld(Cell::kept(p_)), packed_);
+    } else {
+      return Product(team_, space_ + 1, space_->row);
+    }
   }
 
   AK_DEVICE int64_t state() const { return int64_t(Shape::rows) * ld_; }

@@ -47,7 +47,7 @@ def test_cuda_plans():
         assert found["shared_bytes"] <= plans.H100.shared_bytes
     picard = gpu_plan(Call("solve_affine", 100, 256, solver="picard"), plans.H100, "cuda")
     assert picard["history"] == 0 and picard["scratch_bytes"] < few["scratch_bytes"]
-    wide = gpu_plan(Call("solve_affine", 100, 256, dtype="float64"), plans.H100, "cuda")
+    wide = gpu_plan(Call("solve_affine", 100_000, 256, dtype="float64"), plans.H100, "cuda")
     assert wide["weight_cycles"] == pytest.approx(2 * few["weight_cycles"], abs=1)
 
 
