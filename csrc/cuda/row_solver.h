@@ -18,9 +18,9 @@
 
 namespace ak::cuda {
 
-// Shared memory of a block: this, then a StepSpace with one small system per warp, and the product's. That takes the same
-// place, since barriers keep products and steps apart; in mixed precision, where it holds what outlives a round, the
-// next. The description of the steps lies here too, because in registers it would crowd out the product's sums.
+// Shared memory of a block: this, then a StepSpace with one small system per warp, and the product's. That takes the
+// same place, since barriers keep products and steps apart; in mixed precision, where it holds what outlives a round,
+// the next. The description of the steps lies here too, because in registers it would crowd out the product's sums.
 template <class Shape>
 struct alignas(32) SolverSpace {
   StepProblem step[2];  // of even and odd rounds: the iterates change places
