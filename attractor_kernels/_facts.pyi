@@ -87,6 +87,7 @@ def cuda_plan_solve(
     blocks: int = 0,
     choose_mixed: int = -1,
     choose_crew: int = -1,
+    choose_wgmma: int = -1,
 ) -> CudaCrewPlan:
     """capability: 10 times the major number and the minor one. ValueError where what was chosen cannot be had."""
 

@@ -29,7 +29,7 @@ _LIMITS: dict[str, dict[str, tuple[int, int | None]]] = {
         "registers": (32, 255),
         "programs": (1, None),
     },
-    "cuda": {"rows": (8, 32), "blocks": (1, 1 << 20), "mixed": (0, 1), "crew": (0, 1)},
+    "cuda": {"rows": (8, 32), "blocks": (1, 1 << 20), "mixed": (0, 1), "crew": (0, 1), "wgmma": (0, 1)},
 }
 _OF_STEP = {"triton": ("warps", "registers"), "cuda": ()}
 _POWERS = ("rows", "warps")
@@ -46,9 +46,10 @@ class use_plan:
         choices: for "triton" any of rows (of a tile: 16, 32 or 64), warps (1, 2, 4, 8 or 16), stages (slices in
             flight), registers (of a thread) and programs; of `anderson_step` warps and registers. For "cuda" any of
             rows (of a tile: 8 or 32, in float64 16), blocks (in flight), mixed (products of changes, where
-            precision="mixed" permits them) and crew (weights split over blocks; `solve_affine` in full precision where
+            precision="mixed" permits them), wgmma (those by warpgroups, on compute capability 9.0 where the weights
+            fit in a block's shared memory) and crew (weights split over blocks; `solve_affine` in full precision where
             its weights fit); none of `anderson_step`. None of them: the model's choices. Bits may differ from those
-            under the model's choices; of "cuda" only by `mixed`.
+            under the model's choices; of "cuda" only by `mixed` and `wgmma`.
 
     Raises:
         TypeError, ValueError: a name is unknown, or a value is not as above. A tile that a device, dtype or shape has
@@ -90,9 +91,10 @@ def told(operator: str, backend: str) -> dict[str, int]:
     return _told.get((operator, backend), {})
 
 
-def cuda_choices(choices: dict[str, int]) -> tuple[int, int, int, int]:
-    """As csrc/cuda/plan_choices.h has them: rows, blocks, mixed, crew."""
-    return choices.get("rows", 0), choices.get("blocks", 0), choices.get("mixed", -1), choices.get("crew", -1)
+def cuda_choices(choices: dict[str, int]) -> tuple[int, int, int, int, int]:
+    """As csrc/cuda/plan_choices.h has them: rows, blocks, mixed, crew, wgmma."""
+    flags = (choices.get(name, -1) for name in ("mixed", "crew", "wgmma"))
+    return choices.get("rows", 0), choices.get("blocks", 0), *flags  # type: ignore[return-value]
 
 
 def _set(operator: str, backend: str, choices: dict[str, int]) -> None:

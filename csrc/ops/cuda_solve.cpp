@@ -31,8 +31,8 @@ class Choices {
 };
 Choices chosen;
 
-void choose_plan(int64_t op, int64_t rows, int64_t blocks, int64_t mixed, int64_t crew) {
-  chosen.set(op, {int(rows), blocks, int(mixed), int(crew)});
+void choose_plan(int64_t op, int64_t rows, int64_t blocks, int64_t mixed, int64_t crew, int64_t wgmma) {
+  chosen.set(op, {int(rows), blocks, int(mixed), int(crew), int(wgmma)});
 }
 
 class Cuda {
@@ -89,7 +89,7 @@ STABLE_TORCH_LIBRARY_IMPL(attractor_kernels, CUDA, m) { AK_IMPLEMENT_SOLVES(m, C
 
 // For attractor_kernels/backends/override.py, which is all that calls it. op: a SolveOperator; the rest as PlanChoices.
 STABLE_TORCH_LIBRARY(attractor_kernels_plans, m) {
-  m.def("choose(int op, int rows, int blocks, int mixed, int crew) -> ()");
+  m.def("choose(int op, int rows, int blocks, int mixed, int crew, int wgmma) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(attractor_kernels_plans, CompositeExplicitAutograd, m) {
   m.impl("choose", TORCH_BOX(&choose_plan));

@@ -34,9 +34,11 @@ py::dict tile_facts(const SolveCall& call, const ak::cuda::RowPlan& plan, const 
   if (plan.refused != nullptr) throw std::invalid_argument(plan.refused);
   py::dict facts;
   facts["kernel"] = std::string("solve_kernel<") + cell + ">";
-  facts["mixed"] = plan.mixed;
+  facts["mixed"] = plan.mixed();
+  facts["products"] = plan.products == ak::cuda::kFull ? "full" : plan.products == ak::cuda::kMma ? "mma.sync" : "wgmma";
   facts["tile_rows"] = plan.tile_rows;
-  facts["warps"] = plan.threads / 32;
+  facts["teams"] = plan.teams;
+  facts["warps"] = plan.teams * plan.threads / 32;
   facts["blocks"] = plan.blocks;
   facts["history"] = plan.history;
   facts["anderson_price"] = plan.anderson_price;
@@ -102,7 +104,7 @@ py::dict plan_in(const std::string& op, const SolveCall& call) {
 
 py::dict cuda_plan_solve(const std::string& op, int64_t rows, int64_t dim, int64_t hidden, int solver, int history,
                          bool mixed, int element_size, int processors, int shared_per_block, int capability,
-                         int tile_rows, int64_t blocks, int choose_mixed, int choose_crew) {
+                         int tile_rows, int64_t blocks, int choose_mixed, int choose_crew, int choose_wgmma) {
   SolveCall call{};
   call.rows = rows;
   call.dim = dim;
@@ -111,7 +113,7 @@ py::dict cuda_plan_solve(const std::string& op, int64_t rows, int64_t dim, int64
   call.options.history = history;
   call.options.mixed = mixed;
   call.device = device_facts(processors, shared_per_block, capability);
-  call.choices = {tile_rows, blocks, choose_mixed, choose_crew};
+  call.choices = {tile_rows, blocks, choose_mixed, choose_crew, choose_wgmma};
   return element_size == 8 ? plan_in<double>(op, call) : plan_in<float>(op, call);
 }
 
@@ -152,7 +154,7 @@ void define_cuda_plans(py::module_& module) {
   module.def("cuda_plan_solve", &cuda_plan_solve, py::arg("op"), py::arg("rows"), py::arg("dim"), py::arg("hidden"),
              py::arg("solver"), py::arg("history"), py::arg("mixed"), py::arg("element_size"), py::arg("processors"),
              py::arg("shared_per_block"), py::arg("capability"), py::arg("tile_rows") = 0, py::arg("blocks") = 0,
-             py::arg("choose_mixed") = -1, py::arg("choose_crew") = -1,
+             py::arg("choose_mixed") = -1, py::arg("choose_crew") = -1, py::arg("choose_wgmma") = -1,
              "How the CUDA kernel of an operator would cut up a solve on a device of so many multiprocessors, with "
              "what was chosen by hand (0 or negative: nothing). ValueError where that cannot be had.");
   module.def("cuda_plan_step", &cuda_plan_step, py::arg("problems"), py::arg("groups"), py::arg("entries"),

@@ -25,30 +25,50 @@ inline std::vector<Chunk> poisoned(int64_t bytes) {
   return memory;
 }
 
+// W as mixed products of a plan take it.
+template <class Cell>
+void pack_on_host(const typename Cell::Problem& p, const cuda::RowPlan& plan, std::vector<Chunk>& packed) {
+  if constexpr (Cell::kMixed) {
+    const auto& weight = Cell::mixed_weight(p);
+    const int64_t outputs = weight.outputs, inputs = weight.inputs;
+    void* const to = packed.data();
+    if (plan.products == cuda::kMma)
+      for (int64_t i : any_order(cuda::tensor_weight_bytes(outputs, inputs) / int64_t(sizeof(cuda::MmaA))))
+        cuda::pack_tensor_weights(weight, static_cast<cuda::MmaA*>(to), i);
+    if (plan.products == cuda::kWgmma)
+      for (int64_t i : any_order(cuda::group_weight_bytes(outputs, inputs) / int64_t(sizeof(BFloat16))))
+        cuda::pack_group_weights(weight, static_cast<BFloat16*>(to), i);
+  }
+}
+
 template <class Cell>
 void solve_on_host(const typename Cell::Problem& p, const SolveOptions& o, const SolveResult<typename Cell::Scalar>& r,
-                   bool again) {
+                   bool again, const cuda::PlanChoices& choices = {}, int capability = 80) {
   using T = typename Cell::Scalar;
-  const cuda::DeviceFacts device{again ? 132 : 1, 232448, 80};
-  const cuda::RowPlan plan = cuda::plan_rows<T>(Cell::size(p), o, device);
+  const cuda::DeviceFacts device{again ? 132 : 1, 232448, capability};
+  const cuda::RowPlan plan = cuda::plan_rows<T>(Cell::size(p), o, device, choices);
   CHECK(plan.shared_bytes <= device.shared_per_block, "%ld", long(plan.shared_bytes));
-  std::vector<cuda::MmaA> packed(size_t(plan.packed_bytes) / sizeof(cuda::MmaA));
-  if constexpr (Cell::kMixed)
-    for (size_t i = 0; i < packed.size(); ++i)
-      cuda::pack_tensor_weights(Cell::mixed_weight(p), packed.data(), int64_t(i));
-  cuda::with_variant<Cell>(plan, [&](auto shape, auto mixed) {
+  auto packed = poisoned(plan.packed_bytes + 1);
+  pack_on_host<Cell>(p, plan, packed);
+  const int64_t resident = plan.products == cuda::kWgmma ? plan.packed_bytes : 0;  // of a block's shared memory
+  CHECK(plan.shared_bytes == resident + plan.teams * plan.team_shared, "%ld", long(plan.shared_bytes));
+  cuda::with_variant<Cell>(plan, [&](auto shape, auto products) {
     using Shape = decltype(shape);
     using Team = HostTeam<Shape::threads>;
-    using Product = cuda::ProductOf<T, Shape, mixed, Team>;
+    using Product = cuda::ProductOf<T, Shape, products, Team>;
     CHECK(plan.tile_rows == Shape::rows && plan.threads == Shape::threads, "%d", plan.tile_rows);
     int64_t next = 0;
-    for (int64_t block = 0; next < p.rows; ++block) {
-      int64_t share = block + 1 < plan.blocks ? 1 + int64_t(rank_order() % 20) : p.rows;
-      auto shared = poisoned(plan.shared_bytes), scratch = poisoned(plan.block_bytes);
+    const int64_t teams = plan.blocks * plan.teams;
+    for (int64_t turn = 0; next < p.rows; ++turn) {
+      int64_t share = turn + 1 < teams ? 1 + int64_t(rank_order() % 20) : p.rows;
+      auto shared = poisoned(resident + plan.team_shared), scratch = poisoned(plan.team_bytes);
+      std::memcpy(shared.data(), packed.data(), size_t(resident));
+      shared_memory = shared.data();
       const Team team(nullptr);
       const Queue queue{&next, &share, p.rows};
-      cuda::RowSolver<Cell, Product, Team, Queue> solver(p, o, r, plan, team, shared.data(), scratch.data(),
-                                                         packed.data(), queue);
+      cuda::RowSolver<Cell, Product, Team, Queue> solver(p, o, r, plan, team, shared.data() + resident / sizeof(Chunk),
+                                                         scratch.data(), resident > 0 ? shared.data() : packed.data(),
+                                                         queue);
       solver.solve();
     }
   });
