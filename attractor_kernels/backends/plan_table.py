@@ -21,7 +21,17 @@ import torch
 from ..options import check_choice, check_int
 from . import cuda
 from .override import BACKENDS, CUDA_OPERATORS, check_choices, cuda_choices, told
-from .plan import WARP_ENTRIES, DeviceFacts, power_of_two, product_precision, tile_columns, tile_rows, tile_warps
+from .plan import (
+    REGISTERS,
+    THREAD_REGISTERS,
+    WARP_ENTRIES,
+    DeviceFacts,
+    power_of_two,
+    product_precision,
+    tile_columns,
+    tile_rows,
+    tile_warps,
+)
 
 SCHEMA = 1
 SOLVERS = ("picard", "anderson", "auto")  # by their code
@@ -141,6 +151,12 @@ def _check_triton(kind: Kind, choices: Mapping[str, int]) -> None:
         raise ValueError(
             f"choices.rows must be at least {-(-warps * WARP_ENTRIES // columns)} with {warps} warps and {kind.dim} "
             f"entries, or a row's sums are added in another order, which may not depend on the batch; got {rows}"
+        )
+    # A kernel that serves a longer history than was measured takes more of them.
+    registers = choices.get("registers", THREAD_REGISTERS)
+    if registers * warps * 32 > REGISTERS:
+        raise ValueError(
+            f"choices.registers must be at most {REGISTERS // (warps * 32)} with {warps} warps, got {registers}"
         )
 
 

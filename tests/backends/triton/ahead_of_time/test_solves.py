@@ -7,7 +7,8 @@ import torch
 import triton
 from compiling import DEVICES, SOLVERS, solve_call, solve_kernel, tail, usage
 
-from attractor_kernels.backends import plan
+from attractor_kernels.backends import plan, use_plan
+from attractor_kernels.backends.plan_table import Kind, PlanEntry
 from attractor_kernels.backends.triton import HISTORY_LIMIT, STATE_LIMIT, launch
 
 ARCHITECTURES = tuple(DEVICES)
@@ -73,6 +74,26 @@ def reduced_layouts(kernel):
 def test_a_row_is_summed_in_the_same_order_in_every_tile(dim, few, many):
     layouts = [reduced_layouts(check(90, "solve_affine", dim, "picard", rows=rows)[0]) for rows in (few, many)]
     assert layouts[0] and layouts[0] == layouts[1]
+
+
+@pytest.mark.parametrize(
+    ("dim", "rows", "choices"),
+    [(16, 64, {"warps": 8}), (64, 32, {"warps": 16, "registers": 128}), (128, 16, {"warps": 4, "stages": 2})],
+)
+def test_a_row_is_summed_in_the_same_order_as_a_table_may_choose(dim, rows, choices):
+    """What a table of measured plans is not refused for: warps that leave a thread its entries, any stages."""
+    PlanEntry(Kind("triton", "solve_affine", "float32", "full", "picard", 1, dim), {"rows": rows, **choices})
+    model = reduced_layouts(check(90, "solve_affine", dim, "picard")[0])
+    with use_plan("solve_affine", rows=rows, **choices):
+        assert reduced_layouts(check(90, "solve_affine", dim, "picard")[0]) == model
+
+
+def test_what_a_table_is_refused_for_sums_a_row_in_another_order():
+    with pytest.raises(ValueError, match="in another order"):
+        PlanEntry(Kind("triton", "solve_affine", "float32", "full", "picard", 1, 16), {"rows": 32, "warps": 8})
+    model = reduced_layouts(check(90, "solve_affine", 16, "picard")[0])
+    with use_plan("solve_affine", rows=32, warps=8):
+        assert reduced_layouts(check(90, "solve_affine", 16, "picard")[0]) != model
 
 
 @pytest.mark.thorough
