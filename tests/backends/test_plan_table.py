@@ -147,7 +147,7 @@ def test_what_would_make_a_rows_bits_depend_on_the_batch_is_refused(kind, choice
 
 
 def test_a_tile_whose_threads_would_not_fit_is_refused():
-    with pytest.raises(ValueError, match="choices.registers must be at most 128 with 16 warps, got 255"):
+    with pytest.raises(ValueError, match=r"choices\.registers must be at most 128 with 16 warps, got 255"):
         PlanEntry(AFFINE, {"rows": 64, "warps": 16})
     PlanEntry(AFFINE, {"rows": 64, "warps": 16, "registers": 128})
 
