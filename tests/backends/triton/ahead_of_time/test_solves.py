@@ -77,15 +77,24 @@ def test_a_row_is_summed_in_the_same_order_in_every_tile(dim, few, many):
 
 
 @pytest.mark.parametrize(
-    ("dim", "rows", "choices"),
-    [(16, 64, {"warps": 8}), (64, 32, {"warps": 16, "registers": 128}), (128, 16, {"warps": 4, "stages": 2})],
+    ("name", "dim", "rows", "choices"),
+    [
+        ("solve_affine", 16, 64, {"warps": 8}),
+        ("solve_affine", 64, 32, {"warps": 16, "registers": 128}),
+        ("solve_affine", 128, 16, {"warps": 4, "stages": 2}),
+        ("solve_mlp", 64, 32, {"warps": 4}),
+        ("solve_gated_adjoint", 64, 32, {"warps": 4, "stages": 4}),
+    ],
 )
-def test_a_row_is_summed_in_the_same_order_as_a_table_may_choose(dim, rows, choices):
+def test_a_row_is_summed_in_the_same_order_as_a_table_may_choose(name, dim, rows, choices):
     """What a table of measured plans is not refused for: warps that leave a thread its entries, any stages."""
-    PlanEntry(Kind("triton", "solve_affine", "float32", "full", "picard", 1, dim), {"rows": rows, **choices})
-    model = reduced_layouts(check(90, "solve_affine", dim, "picard")[0])
-    with use_plan("solve_affine", rows=rows, **choices):
-        assert reduced_layouts(check(90, "solve_affine", dim, "picard")[0]) == model
+    hidden = 512 if name == "solve_mlp" else 0
+    PlanEntry(Kind("triton", name, "float32", "full", "picard", 1, dim, hidden), {"rows": rows, **choices})
+    model, planned = check(90, name, dim, "picard")
+    assert (planned.rows, planned.warps, planned.stages) != (rows, choices["warps"], choices.get("stages", 3))
+    with use_plan(name, rows=rows, **choices):
+        told = reduced_layouts(check(90, name, dim, "picard")[0])
+    assert told and told == reduced_layouts(model)
 
 
 def test_what_a_table_is_refused_for_sums_a_row_in_another_order():
