@@ -289,6 +289,7 @@ class use_plan_table:
     Bits are those of the model's plans. A call that no entry serves, or on another device, is left to the model.
 
     Raises:
+        TypeError: it is neither.
         OSError: the file cannot be read.
         ValueError: it is no table of plans; says which field is wrong, what it must be and what was found.
 
@@ -300,7 +301,11 @@ class use_plan_table:
     """
 
     def __init__(self, table: str | os.PathLike[str] | PlanTable | None) -> None:
-        self.table = table if table is None or isinstance(table, PlanTable) else PlanTable.read(table)
+        if table is not None and not isinstance(table, (str, os.PathLike, PlanTable)):
+            raise TypeError(
+                f"use_plan_table(table) must be a path, a PlanTable or None, got {table!r} of type {type(table).__name__}"
+            )
+        self.table = PlanTable.read(table) if isinstance(table, (str, os.PathLike)) else table
         self._previous = _in_use
         _set(self.table)
 

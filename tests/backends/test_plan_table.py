@@ -116,6 +116,10 @@ def test_what_is_no_json(text, message, tmp_path):
         PlanTable.read(tmp_path / "bad.json")
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         PlanTable.read(tmp_path / "none.json")
+    with pytest.raises(
+        TypeError, match=r"use_plan_table\(table\) must be a path, a PlanTable or None, got 5 of type int"
+    ):
+        use_plan_table(5)
 
 
 MIXED = AFFINE._replace(precision="mixed")
