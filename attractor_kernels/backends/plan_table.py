@@ -301,11 +301,7 @@ class use_plan_table:
     """
 
     def __init__(self, table: str | os.PathLike[str] | PlanTable | None) -> None:
-        if table is not None and not isinstance(table, (str, os.PathLike, PlanTable)):
-            raise TypeError(
-                f"use_plan_table(table) must be a path, a PlanTable or None, got {table!r} of type {type(table).__name__}"
-            )
-        self.table = PlanTable.read(table) if isinstance(table, (str, os.PathLike)) else table
+        self.table = _given(table)
         self._previous = _in_use
         _set(self.table)
 
@@ -316,6 +312,15 @@ class use_plan_table:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         _set(self._previous)
+
+
+def _given(table: Any) -> PlanTable | None:
+    if table is None or isinstance(table, PlanTable):
+        return table
+    if not isinstance(table, (str, os.PathLike)):
+        of = type(table).__name__
+        raise TypeError(f"use_plan_table(table) must be a path, a PlanTable or None, got {table!r} of type {of}")
+    return PlanTable.read(table)
 
 
 def in_use() -> PlanTable | None:
