@@ -38,7 +38,8 @@ constexpr int64_t mixed_kept(int64_t outputs, int64_t inputs) { return row_ld(ou
 template <class Shape, ProductKind kind>
 using ChangesTile = std::conditional_t<kind == kWgmma, GroupTile<Shape::rows>, TensorTile<Shape::rows>>;
 
-// Shared memory of a team: MixedSpace, then the tile of changes, whose place TileProduct's takes when it was multiplied.
+// Shared memory of a team: MixedSpace, then the tile of changes, whose place TileProduct's takes when it was
+// multiplied.
 template <class Shape, ProductKind kind>
 constexpr int64_t mixed_product_bytes(int64_t inputs) {
   const int64_t tile = padded(ChangesTile<Shape, kind>::entries(inputs) * int64_t(sizeof(BFloat16)), 32);
@@ -158,7 +159,6 @@ class MixedProduct {
 };
 
 template <class T, class Shape, ProductKind kind, class Team>
-using ProductOf = std::conditional_t<kind == kFull, TileProduct<T, Shape, Team>,
-                                     MixedProduct<Shape, kind, Team>>;
+using ProductOf = std::conditional_t<kind == kFull, TileProduct<T, Shape, Team>, MixedProduct<Shape, kind, Team>>;
 
 }  // namespace ak::cuda

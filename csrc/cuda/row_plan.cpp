@@ -47,9 +47,9 @@ struct Cost {
 
 int64_t packed_bytes(const CellSize& size, ProductKind products) {
   if (products == kFull) return 0;
-  return padded(products == kMma ? tensor_weight_bytes(size.outputs, size.inputs)
-                                 : group_weight_bytes(size.outputs, size.inputs),
-                256);
+  return padded(
+      products == kMma ? tensor_weight_bytes(size.outputs, size.inputs) : group_weight_bytes(size.outputs, size.inputs),
+      256);
 }
 
 template <class T, class Shape>

@@ -54,8 +54,8 @@ struct Tiles<double> {
 
 struct RowPlan {
   int tile_rows;
-  int threads;            // of a team, which has a tile to itself
-  int teams;              // of a block
+  int threads;  // of a team, which has a tile to itself
+  int teams;    // of a block
   ProductKind products;
   int history;            // kept per row; Auto chooses its own
   double anderson_price;  // cost of an Anderson step over a Picard step, as Auto counts it

@@ -57,8 +57,8 @@ class RowSolver {
   using Step = StepBody<T, kSumPack, Warp>;  // for the order of its sums
 
  public:
-  // shared, scratch: of this team. packed: W for mixed products. queue(): the next row to be solved, past the last one where
-  // none is left.
+  // shared, scratch: of this team. packed: W for mixed products. queue(): the next row to be solved, past the last one
+  // where none is left.
   AK_DEVICE RowSolver(const Problem& problem, const SolveOptions& options, const SolveResult<T>& result,
                       const RowPlan& plan, const Team& team, void* shared, void* scratch, const void* packed,
                       const Queue& queue)

@@ -70,8 +70,8 @@ void pack(const Matrix<float>& weight, char* packed, cudaStream_t stream) {
   const int64_t count = products == kMma
                             ? tensor_weight_bytes(weight.outputs, weight.inputs) / int64_t(sizeof(MmaA))
                             : group_weight_bytes(weight.outputs, weight.inputs) / int64_t(sizeof(BFloat16));
-  pack_kernel<products><<<dim3(unsigned((count + kThreads - 1) / kThreads)), dim3(kThreads), 0, stream>>>(
-      weight, packed, count);
+  pack_kernel<products>
+      <<<dim3(unsigned((count + kThreads - 1) / kThreads)), dim3(kThreads), 0, stream>>>(weight, packed, count);
 }
 
 template <class Cell>

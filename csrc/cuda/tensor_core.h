@@ -29,8 +29,8 @@ AK_DEVICE int mma_b_column(int lane) { return lane / 4; }
 AK_DEVICE int mma_c_row(int lane, int sum) { return lane / 4 + sum / 2 * 8; }
 AK_DEVICE int mma_c_column(int lane, int sum) { return lane % 4 * 2 + sum % 2; }
 
-// A warpgroup is four warps that multiply together, A [64, 16] by B [16, n]. Both lie in shared memory as core matrices:
-// 8 rows of A, or columns of B, by 8 neighbours along the sum, 16 bytes each, one after another.
+// A warpgroup is four warps that multiply together, A [64, 16] by B [16, n]. Both lie in shared memory as core
+// matrices: 8 rows of A, or columns of B, by 8 neighbours along the sum, 16 bytes each, one after another.
 constexpr int kWarpgroup = 128, kGroupRows = 64, kCoreRows = 8, kCoreDepth = 8;
 constexpr int kCoreEntries = kCoreRows * kCoreDepth;
 
@@ -81,30 +81,29 @@ AK_DEVICE void settle(GroupC<n>& c) {  // neither sinks below here nor rises abo
 template <int n>
 AK_DEVICE void group_begin(GroupC<n>& c) {
   settle(c);
-  AK_WGMMA("wgmma.fence.sync.aligned;" ::: "memory");
+  AK_WGMMA("wgmma.fence.sync.aligned;" :: : "memory");
 }
 AK_DEVICE void group_multiply(GroupC<8>& c, uint64_t a, uint64_t b) {
   AK_WGMMA(
       "{.reg .pred add; setp.eq.u32 add, 1, 1;\n"
-      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, add, 1, 1, 0, 0;}"
-      : "+f"(c.sum[0]), "+f"(c.sum[1]), "+f"(c.sum[2]), "+f"(c.sum[3])
-      : "l"(a), "l"(b));
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, add, 1, 1, 0, 0;}" : "+f"(
+          c.sum[0]),
+      "+f"(c.sum[1]), "+f"(c.sum[2]), "+f"(c.sum[3]) : "l"(a), "l"(b));
 }
 AK_DEVICE void group_multiply(GroupC<32>& c, uint64_t a, uint64_t b) {
   AK_WGMMA(
       "{.reg .pred add; setp.eq.u32 add, 1, 1;\n"
       "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
-      "%13, %14, %15}, %16, %17, add, 1, 1, 0, 0;}"
-      : "+f"(c.sum[0]), "+f"(c.sum[1]), "+f"(c.sum[2]), "+f"(c.sum[3]), "+f"(c.sum[4]), "+f"(c.sum[5]),
-        "+f"(c.sum[6]), "+f"(c.sum[7]), "+f"(c.sum[8]), "+f"(c.sum[9]), "+f"(c.sum[10]), "+f"(c.sum[11]),
-        "+f"(c.sum[12]), "+f"(c.sum[13]), "+f"(c.sum[14]), "+f"(c.sum[15])
-      : "l"(a), "l"(b));
+      "%13, %14, %15}, %16, %17, add, 1, 1, 0, 0;}" : "+f"(c.sum[0]),
+      "+f"(c.sum[1]), "+f"(c.sum[2]), "+f"(c.sum[3]), "+f"(c.sum[4]), "+f"(c.sum[5]), "+f"(c.sum[6]), "+f"(c.sum[7]),
+      "+f"(c.sum[8]), "+f"(c.sum[9]), "+f"(c.sum[10]), "+f"(c.sum[11]), "+f"(c.sum[12]), "+f"(c.sum[13]),
+      "+f"(c.sum[14]), "+f"(c.sum[15]) : "l"(a), "l"(b));
 }
 // After the last product; C may not be touched from group_begin to group_wait.
-AK_DEVICE void group_commit() { AK_WGMMA("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+AK_DEVICE void group_commit() { AK_WGMMA("wgmma.commit_group.sync.aligned;" :: : "memory"); }
 template <int n>
 AK_DEVICE void group_wait(GroupC<n>& c) {
-  AK_WGMMA("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  AK_WGMMA("wgmma.wait_group.sync.aligned 0;" :: : "memory");
   settle(c);
 }
 

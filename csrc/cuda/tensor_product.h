@@ -43,8 +43,8 @@ AK_DEVICE void pack_tensor_weights(const Matrix<float>& w, MmaA* packed, int64_t
   packed[i] = a;
 }
 
-// The tile of changes holds `filled` entries of every row, zero beyond the inputs, input i of a slot at place(). Its rows
-// lie 64 bytes off a multiple of 128 apart, so that 8 lanes that load from two rows meet every bank once.
+// The tile of changes holds `filled` entries of every row, zero beyond the inputs, input i of a slot at place(). Its
+// rows lie 64 bytes off a multiple of 128 apart, so that 8 lanes that load from two rows meet every bank once.
 template <int rows>
 struct TensorTile {
   AK_HD_MEMBER static constexpr int64_t filled(int64_t inputs) { return tensor_padded(inputs, kTensorInputs); }

@@ -130,8 +130,8 @@ class HostTeam {
       for (int rank = 0; rank < threads; ++rank)
         for (int s = 0; s < n / 2; ++s)
           for (int k = 0; k < kMmaDepth; ++k)
-            c[rank].sum[s] = multiply_add(left[group_c_row(rank, s)][k], right[group_c_column(rank, s)][k],
-                                          c[rank].sum[s]);
+            c[rank].sum[s] =
+                multiply_add(left[group_c_row(rank, s)][k], right[group_c_column(rank, s)][k], c[rank].sum[s]);
     }
   }
   template <int n>

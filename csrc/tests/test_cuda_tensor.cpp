@@ -53,8 +53,7 @@ struct ByWarpgroup {
   using Product = cuda::GroupProduct<rows, Team>;
   static int64_t packed(const Matrix<float>& w, Access* to) {
     const int64_t bytes = cuda::group_weight_bytes(w.outputs, w.inputs);
-    for (int64_t i : any_order(to ? bytes / int64_t(sizeof(BFloat16)) : 0))
-      cuda::pack_group_weights(w, to[0].entry, i);
+    for (int64_t i : any_order(to ? bytes / int64_t(sizeof(BFloat16)) : 0)) cuda::pack_group_weights(w, to[0].entry, i);
     return bytes / int64_t(sizeof(Access));
   }
 };
@@ -69,8 +68,7 @@ std::vector<float> product(const Operands& o) {
   BFloat16* const changes = shared[weights].entry;
   for (int row = 0; row < rows; ++row)
     for (int k = 0; k < int(Layout::filled(o.inputs)); ++k)
-      changes[Layout::place(o.inputs, row, k)] =
-          k < o.inputs ? o.changes[size_t(row * o.inputs + k)] : BFloat16{0};
+      changes[Layout::place(o.inputs, row, k)] = k < o.inputs ? o.changes[size_t(row * o.inputs + k)] : BFloat16{0};
   std::vector<float> sums(size_t(rows * o.outputs), kBefore);
   std::vector<int64_t> wanted(rows);
   for (int64_t row = 0; row < rows; ++row) wanted[size_t(row)] = row == kUnwanted ? -1 : row;
