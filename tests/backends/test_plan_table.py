@@ -134,6 +134,7 @@ MIXED = AFFINE._replace(precision="mixed")
             "choices.mixed changes a row's bits, .* may not depend on the",
         ),
         (CUDA, {"mixed": 0, "rows": 8}, "choices.mixed changes a row's bits"),
+        (CUDA, {"wgmma": 0}, "choices.wgmma changes a row's bits"),
         (
             MIXED,
             {"rows": 64},

@@ -195,7 +195,7 @@ def table_of(call: Call, backend: str, **choices: int) -> PlanTable:
 def test_a_measured_cuda_plan():
     call = Call("solve_gated", 4096, 96)
     model = gpu_plan(call, plans.H100, "cuda")
-    assert model["chosen_by"] == dict.fromkeys(("rows", "blocks", "mixed", "crew"), "model")
+    assert model["chosen_by"] == dict.fromkeys(("rows", "blocks", "mixed", "crew", "wgmma"), "model")
     with backends.use_plan_table(table_of(call, "cuda", rows=8, blocks=50)):
         found = gpu_plan(call, plans.H100, "cuda")
         assert (model["tile_rows"], found["tile_rows"], found["blocks"]) == (32, 8, 50)

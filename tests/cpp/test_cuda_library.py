@@ -59,6 +59,8 @@ WIDE = [
 def test_aligned_steps_move_16_bytes_at_once(found, kernel):
     # A pass over a chunk loads z, f, the residual before and five of the ring.
     for architecture, takes in found[kernel].items():
+        if kernel.endswith(", 2>") and architecture != "sm_90a":  # wgmma, which no plan takes there
+            continue
         assert takes["wide_loads"] >= 8, f"{kernel} on {architecture}"
         assert takes["wide_stores"] >= 3, f"{kernel} on {architecture}"
 
