@@ -15,6 +15,18 @@ constexpr double kStepEntries = 4;  // of an entry of the state, moved in a Pica
 constexpr double kChangeTime = 1.0 / 800, kFullShare = 0.15, kMixedEntries = 2.5;
 constexpr int kTensorCapability = 80;
 
+// Entries of scratch that a row keeps of its mixed products.
+int64_t all_kept(const CellSize& size) {
+  int64_t sum = 0;
+  for (const ProductSize& p : size.product) sum += mixed_kept(p.outputs, p.inputs);
+  return sum;
+}
+int64_t most_inputs(const CellSize& size) {
+  int64_t most = 0;
+  for (const ProductSize& p : size.product) most = p.inputs > most ? p.inputs : most;
+  return most;
+}
+
 template <class T>
 struct Cost {
   const CellSize& size;
@@ -24,8 +36,8 @@ struct Cost {
   double dim() const { return double(size.dim); }
   double picard_time() const {
     const double product = mixed ? kChangeTime + kFullShare * kProductTime : kProductTime;
-    const double moved = size.moved + kStepEntries * dim() + (mixed ? kMixedEntries * double(size.mixed_kept) : 0);
-    return kScale * (size.products * product + moved * kEntryTime);
+    const double moved = size.moved + kStepEntries * dim() + (mixed ? kMixedEntries * double(all_kept(size)) : 0);
+    return kScale * (size.multiply_adds() * product + moved * kEntryTime);
   }
   double anderson_price(int history) const {
     const double moved = (2 * history + 4) * dim() * kEntryTime, decision = 40.0 * (1 + history);
@@ -45,7 +57,7 @@ struct Cost {
 template <class T, class Shape>
 int64_t shared_bytes(const CellSize& size, int slots, bool mixed) {
   const int64_t steps = solver_space_bytes<Shape>(slots);
-  if (mixed) return steps + mixed_product_bytes<Shape>(size.inputs);
+  if (mixed) return steps + mixed_product_bytes<Shape>(most_inputs(size));
   const int64_t product = int64_t(sizeof(SolverSpace<Shape>)) + kProductBytes<T, Shape>;
   return steps > product ? steps : product;
 }
@@ -53,11 +65,20 @@ int64_t shared_bytes(const CellSize& size, int slots, bool mixed) {
 // Whether mixed products are to be had and pay. From what a row alone decides: its bits are those of any batch.
 template <class T>
 bool mixed_pays(const CellSize& size, const SolveOptions& options, int slots, const DeviceFacts& device, int chosen) {
-  if (sizeof(T) != 4 || size.mixed_kept == 0 || !mixed_allowed(options) || device.capability < kTensorCapability)
-    return false;
+  if (sizeof(T) != 4 || !mixed_allowed(options) || device.capability < kTensorCapability) return false;
   const bool pays = Cost<T>{size, true}.picard_time() < Cost<T>{size}.picard_time();
   return (chosen < 0 ? pays : chosen > 0) &&
          shared_bytes<T, MixedTiles::Narrow>(size, slots, true) <= device.shared_per_block;
+}
+
+// Where the mixed products of a row lie, and their weights.
+void place_products(RowPlan& plan, const CellSize& size) {
+  for (int k = 0; k < kMaxProducts; ++k) {
+    const ProductSize& p = size.product[k];
+    plan.product[k] = {plan.mixed_kept, plan.packed_bytes};
+    plan.mixed_kept += mixed_kept(p.outputs, p.inputs);
+    plan.packed_bytes += padded(tensor_weight_bytes(p.outputs, p.inputs), 256);
+  }
 }
 
 template <class T, class Shape>
@@ -108,8 +129,8 @@ RowPlan plan_rows(const CellSize& size, const SolveOptions& options, const Devic
   else
     choose_tile<T, Tiles<T>>(plan, size, slots, device, choices);
   plan.columns = device_control_columns(1, row_ld(size.dim), slots);
-  plan.block_bytes = solver_block_bytes<T>(plan.tile_rows, size, slots, plan.mixed, plan.columns);
-  plan.packed_bytes = plan.mixed ? padded(tensor_weight_bytes(size.outputs, size.inputs), 256) : 0;
+  if (plan.mixed) place_products(plan, size);
+  plan.block_bytes = solver_block_bytes<T>(plan.tile_rows, size, slots, plan.mixed_kept, plan.columns);
   plan.scratch_bytes = kQueueBytes + plan.packed_bytes + plan.blocks * plan.block_bytes;
   return plan;
 }

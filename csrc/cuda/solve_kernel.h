@@ -43,6 +43,19 @@ __global__ void pack_kernel(const __grid_constant__ Matrix<T> weight, MmaA* pack
   if (i < count) pack_tensor_weights(weight, packed, i);
 }
 
+// Packs all weights of a solve.
+template <class Cell>
+void pack(const SolveArguments<Cell>& a, cudaStream_t stream) {
+  constexpr int kThreads = 256;
+  for (int index = 0; index < Cell::kProducts; ++index) {
+    const Matrix<float> weight = Cell::matrix(a.problem, index);
+    auto* const packed = reinterpret_cast<MmaA*>(a.scratch + kQueueBytes + a.plan.product[index].packed);
+    const int64_t count = tensor_weight_bytes(weight.outputs, weight.inputs) / int64_t(sizeof(MmaA));
+    const int64_t blocks = (count + kThreads - 1) / kThreads;
+    pack_kernel<float><<<dim3(unsigned(blocks)), dim3(kThreads), 0, stream>>>(weight, packed, count);
+  }
+}
+
 template <class Cell>
 cudaError_t launch(const SolveArguments<Cell>& a, cudaStream_t stream) {
   const auto kernel =
@@ -51,14 +64,8 @@ cudaError_t launch(const SolveArguments<Cell>& a, cudaStream_t stream) {
   if (const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared))
     return error;
   if (const auto error = cudaMemsetAsync(a.scratch, 0, sizeof(unsigned long long), stream)) return error;
-  if constexpr (Cell::kMixed) {
-    const Matrix<float>& weight = Cell::mixed_weight(a.problem);
-    const int64_t count = tensor_weight_bytes(weight.outputs, weight.inputs) / int64_t(sizeof(MmaA));
-    constexpr int kThreads = 256;
-    if (a.plan.mixed)
-      pack_kernel<float><<<dim3(unsigned((count + kThreads - 1) / kThreads)), dim3(kThreads), 0, stream>>>(
-          weight, reinterpret_cast<MmaA*>(a.scratch + kQueueBytes), count);
-  }
+  if constexpr (Cell::kMixed)
+    if (a.plan.mixed) pack(a, stream);
   kernel<<<dim3(unsigned(a.plan.blocks)), dim3(unsigned(a.plan.threads)), size_t(shared), stream>>>(a);
   return cudaGetLastError();
 }

@@ -25,17 +25,31 @@ inline std::vector<Chunk> poisoned(int64_t bytes) {
   return memory;
 }
 
+// The weights for mixed products, as a launch of their own packs them.
 template <class Cell>
-void solve_on_host(const typename Cell::Problem& p, const SolveOptions& o, const SolveResult<typename Cell::Scalar>& r,
-                   bool again) {
-  using T = typename Cell::Scalar;
-  const cuda::DeviceFacts device{again ? 132 : 1, 232448, 80};
-  const cuda::RowPlan plan = cuda::plan_rows<T>(Cell::size(p), o, device);
-  CHECK(plan.shared_bytes <= device.shared_per_block, "%ld", long(plan.shared_bytes));
-  std::vector<cuda::MmaA> packed(size_t(plan.packed_bytes) / sizeof(cuda::MmaA));
+std::vector<cuda::MmaA> packed_weights(const typename Cell::Problem& p, const cuda::RowPlan& plan) {
+  const auto places = [](int64_t bytes) { return bytes / int64_t(sizeof(cuda::MmaA)); };
+  std::vector<cuda::MmaA> packed(size_t(places(plan.packed_bytes)));
   if constexpr (Cell::kMixed)
-    for (size_t i = 0; i < packed.size(); ++i)
-      cuda::pack_tensor_weights(Cell::mixed_weight(p), packed.data(), int64_t(i));
+    for (int index = 0; plan.mixed && index < Cell::kProducts; ++index) {
+      const Matrix<float> weight = Cell::matrix(p, index);
+      const cuda::ProductSize size = Cell::size(p).product[index];
+      CHECK(weight.outputs == size.outputs && weight.inputs == size.inputs, "product %d", index);
+      for (int64_t i = 0; i < places(cuda::tensor_weight_bytes(weight.outputs, weight.inputs)); ++i)
+        cuda::pack_tensor_weights(weight, &packed[size_t(places(plan.product[index].packed))], i);
+    }
+  return packed;
+}
+
+template <class Cell>
+void solve_as_planned(const typename Cell::Problem& p, const SolveOptions& o,
+                      const SolveResult<typename Cell::Scalar>& r, const cuda::DeviceFacts& device,
+                      const cuda::PlanChoices& choices) {
+  using T = typename Cell::Scalar;
+  const cuda::RowPlan plan = cuda::plan_rows<T>(Cell::size(p), o, device, choices);
+  CHECK(plan.shared_bytes <= device.shared_per_block, "%ld", long(plan.shared_bytes));
+  CHECK(choices.mixed < 0 || plan.mixed == (choices.mixed > 0 && mixed_allowed(o)), "mixed is %d", plan.mixed);
+  const std::vector<cuda::MmaA> packed = packed_weights<Cell>(p, plan);
   cuda::with_variant<Cell>(plan, [&](auto shape, auto mixed) {
     using Shape = decltype(shape);
     using Team = HostTeam<Shape::threads>;
@@ -52,6 +66,21 @@ void solve_on_host(const typename Cell::Problem& p, const SolveOptions& o, const
       solver.solve();
     }
   });
+}
+
+template <class Cell>
+void solve_on_host(const typename Cell::Problem& p, const SolveOptions& o, const SolveResult<typename Cell::Scalar>& r,
+                   bool again) {
+  solve_as_planned<Cell>(p, o, r, {again ? 132 : 1, 232448, 80}, {});
+}
+
+// In mixed precision whether that pays or not, in either tile.
+template <class Cell>
+void solve_mixed_on_host(const typename Cell::Problem& p, const SolveOptions& o,
+                         const SolveResult<typename Cell::Scalar>& r, bool again) {
+  SolveOptions mixed = o;
+  mixed.mixed = true;
+  solve_as_planned<Cell>(p, mixed, r, {1, 232448, 80}, {.rows = again ? 8 : 32, .mixed = 1});
 }
 
 }  // namespace ak::test
