@@ -75,7 +75,7 @@ bool mixed_pays(const CellSize& size, const SolveOptions& options, int slots, co
 void place_products(RowPlan& plan, const CellSize& size) {
   for (int k = 0; k < kMaxProducts; ++k) {
     const ProductSize& p = size.product[k];
-    plan.product[k] = {plan.mixed_kept, plan.packed_bytes};
+    plan.place[k] = {plan.mixed_kept, plan.packed_bytes};
     plan.mixed_kept += mixed_kept(p.outputs, p.inputs);
     plan.packed_bytes += padded(tensor_weight_bytes(p.outputs, p.inputs), 256);
   }

@@ -49,10 +49,10 @@ struct Tiles<double> {
   using Narrow = Wide;
 };
 
-// What of mixed products lies before one's own part.
+// Where the part of one product begins in what mixed products need.
 struct ProductPlace {
-  int64_t kept;    // entries of scratch of a row
-  int64_t packed;  // bytes of weights
+  int64_t kept;    // entries of a row's scratch
+  int64_t packed;  // bytes of the weights
 };
 
 struct RowPlan {
@@ -63,8 +63,8 @@ struct RowPlan {
   double anderson_price;  // cost of an Anderson step over a Picard step, as Auto counts it
   int64_t blocks;
   int64_t shared_bytes;
-  ProductPlace product[kMaxProducts];
-  int64_t mixed_kept;     // entries of scratch of a row, for all its mixed products
+  ProductPlace place[kMaxProducts];
+  int64_t mixed_kept;     // entries of scratch of a row, for its mixed products
   int64_t packed_bytes;   // of scratch: the weights for mixed products
   int64_t scratch_bytes;  // the queue, the weights, and all blocks
   int64_t block_bytes;    // of them, a block's

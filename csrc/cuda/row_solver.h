@@ -98,7 +98,7 @@ class RowSolver {
   AK_DEVICE Product make_product() const {
     if constexpr (Product::kMixed) {
       char* const after = reinterpret_cast<char*>(space_) + solver_space_bytes<Shape>(slots_);
-      return Product(team_, after, space_->row, plan_.product, kept() + Shape::rows * row_ld(Cell::kept(p_)), packed_);
+      return Product(team_, after, space_->row, plan_.place, kept() + Shape::rows * row_ld(Cell::kept(p_)), packed_);
     } else {
       return Product(team_, space_ + 1, space_->row);
     }

@@ -49,7 +49,7 @@ void pack(const SolveArguments<Cell>& a, cudaStream_t stream) {
   constexpr int kThreads = 256;
   for (int index = 0; index < Cell::kProducts; ++index) {
     const Matrix<float> weight = Cell::matrix(a.problem, index);
-    auto* const packed = reinterpret_cast<MmaA*>(a.scratch + kQueueBytes + a.plan.product[index].packed);
+    auto* const packed = reinterpret_cast<MmaA*>(a.scratch + kQueueBytes + a.plan.place[index].packed);
     const int64_t count = tensor_weight_bytes(weight.outputs, weight.inputs) / int64_t(sizeof(MmaA));
     const int64_t blocks = (count + kThreads - 1) / kThreads;
     pack_kernel<float><<<dim3(unsigned(blocks)), dim3(kThreads), 0, stream>>>(weight, packed, count);

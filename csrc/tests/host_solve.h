@@ -36,7 +36,7 @@ std::vector<cuda::MmaA> packed_weights(const typename Cell::Problem& p, const cu
       const cuda::ProductSize size = Cell::size(p).product[index];
       CHECK(weight.outputs == size.outputs && weight.inputs == size.inputs, "product %d", index);
       for (int64_t i = 0; i < places(cuda::tensor_weight_bytes(weight.outputs, weight.inputs)); ++i)
-        cuda::pack_tensor_weights(weight, &packed[size_t(places(plan.product[index].packed))], i);
+        cuda::pack_tensor_weights(weight, &packed[size_t(places(plan.place[index].packed))], i);
     }
   return packed;
 }
