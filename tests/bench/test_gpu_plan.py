@@ -80,6 +80,23 @@ def test_cuda_plans_of_a_precision():
 
 
 @needs_facts
+@pytest.mark.parametrize("device", DEVICES.values(), ids=list(DEVICES))
+@pytest.mark.parametrize("operator", CUDA_OPERATORS)
+def test_every_cuda_kernel_has_mixed_products(operator, device):
+    """From sizes on where they pay, which the batch does not decide."""
+    for batch in (1, 100_000):
+        full, mixed, small = (
+            gpu_plan(Call(operator, batch, dim, hidden=131, precision=precision), device, "cuda")
+            for dim, precision in ((101, "full"), (101, "mixed"), (9, "mixed"))
+        )
+        assert (full["mixed"], mixed["mixed"], small["mixed"]) == (False, True, False)
+    assert mixed["shared_bytes"] <= device.shared_bytes and mixed["tile_rows"] == 32
+    # In bfloat16, several times faster than in float32.
+    assert mixed["product_cycles"] * 4 < full["product_cycles"]
+    assert mixed["weight_cycles"] == pytest.approx(full["weight_cycles"] / 2, abs=1)
+
+
+@needs_facts
 def test_few_rows_of_a_large_state_go_to_a_crew():
     call = Call("solve_affine", 1, 2048)
     found = gpu_plan(call, plans.H100, "cuda")
