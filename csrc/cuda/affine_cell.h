@@ -10,8 +10,8 @@ class AffineCell {
  public:
   using Scalar = T;
   using Problem = AffineProblem<T>;
-  static constexpr bool kMixed = sizeof(T) == 4;
-  static constexpr int kProducts = 1;
+  static constexpr bool kMixed = sizeof(T) == 4;  // there are kernels with products of changes
+  static constexpr int kProducts = 1;             // of an evaluation
 
   static CellSize size(const Problem& p) { return {p.rows, p.dim, 2 * double(p.dim), kept(p), {{p.dim, p.dim}}}; }
   AK_DEVICE static const T* start(const Problem& p) { return p.z0; }
