@@ -1,7 +1,6 @@
 // f = leak * z + scale * phi(z W^T + u). Its adjoint is the same with phi the identity and scale = phi'(a).
 #pragma once
 
-#include "mixed_product.h"
 #include "row_pass.h"
 
 namespace ak::cuda {
@@ -11,28 +10,23 @@ class AffineCell {
  public:
   using Scalar = T;
   using Problem = AffineProblem<T>;
-  static constexpr bool kMixed = sizeof(T) == 4;
+  static constexpr bool kMixed = sizeof(T) == 4;  // there are kernels with products of changes
+  static constexpr int kProducts = 1;             // of an evaluation
 
-  static CellSize size(const Problem& p) {
-    const double dim = double(p.dim);
-    return {p.rows, p.dim, dim * dim, 2 * dim, kept(p), mixed_kept(p), p.dim, p.dim};
-  }
+  static CellSize size(const Problem& p) { return {p.rows, p.dim, 2 * double(p.dim), kept(p), {{p.dim, p.dim}}}; }
   AK_DEVICE static const T* start(const Problem& p) { return p.z0; }
   // Entries of scratch of a row.
   AK_HD_MEMBER static constexpr int64_t kept(const Problem&) { return 0; }
 
-  // The same for mixed products, and what those multiply by.
-  AK_DEVICE static constexpr int64_t mixed_kept(const Problem& p) {
-    return kMixed ? ak::cuda::mixed_kept(p.dim, p.dim) : 0;
-  }
-  static const Matrix<T>& mixed_weight(const Problem& p) { return p.weight; }
+  // What product `index` of an evaluation multiplies by, as large as size() says.
+  AK_HD_MEMBER static const Matrix<T>& matrix(const Problem& p, int) { return p.weight; }
 
   AK_DEVICE explicit AffineCell(const Problem& problem) : p_(problem) {}
 
   // The products of an evaluation and all passes but the last; returns what that one takes.
   template <class Tile>
   AK_DEVICE Rows<const T> evaluate(const Tile& tile) const {
-    return tile.product.apply(p_.weight, tile.z, tile.f);
+    return tile.product.apply(0, matrix(p_, 0), tile.z, tile.f);
   }
 
   // The last pass over a row, a being its part of what evaluate() returned.

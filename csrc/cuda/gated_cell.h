@@ -10,21 +10,20 @@ template <class T>
 class GatedCell {
  public:
   using Scalar = T;
-  static constexpr bool kMixed = false;
   using Problem = GatedProblem<T>;
+  static constexpr bool kMixed = sizeof(T) == 4;
+  static constexpr int kProducts = 1;
 
-  static CellSize size(const Problem& p) {
-    const double dim = double(p.dim);
-    return {p.rows, p.dim, 2 * dim * dim, 6 * dim, kept(p)};
-  }
+  static CellSize size(const Problem& p) { return {p.rows, p.dim, 6 * double(p.dim), kept(p), {{2 * p.dim, p.dim}}}; }
   AK_DEVICE static const T* start(const Problem& p) { return p.z0; }
   AK_HD_MEMBER static constexpr int64_t kept(const Problem& p) { return 2 * p.dim; }
+  AK_HD_MEMBER static const Matrix<T>& matrix(const Problem& p, int) { return p.weight; }
 
   AK_DEVICE explicit GatedCell(const Problem& problem) : p_(problem) {}
 
   template <class Tile>
   AK_DEVICE Rows<const T> evaluate(const Tile& tile) const {
-    return tile.product.apply(p_.weight, tile.z, tile.kept);
+    return tile.product.apply(0, matrix(p_, 0), tile.z, tile.kept);
   }
 
   template <class Tile, class Row>
@@ -48,15 +47,18 @@ template <class T>
 class GatedLinearCell {
  public:
   using Scalar = T;
-  static constexpr bool kMixed = false;
   using Problem = GatedLinearProblem<T>;
+  static constexpr bool kMixed = sizeof(T) == 4;
+  static constexpr int kProducts = 1;
 
   static CellSize size(const Problem& p) {
-    const double dim = double(p.dim);
-    return {p.rows, p.dim, 2 * dim * dim, 9 * dim, kept(p)};
+    const int64_t pair = 2 * p.dim;
+    return {
+        p.rows, p.dim, 9 * double(p.dim), kept(p), {p.adjoint ? ProductSize{p.dim, pair} : ProductSize{pair, p.dim}}};
   }
   AK_DEVICE static const T* start(const Problem& p) { return p.w0; }
   AK_HD_MEMBER static constexpr int64_t kept(const Problem& p) { return 2 * p.dim; }
+  AK_HD_MEMBER static Matrix<T> matrix(const Problem& p, int) { return p.adjoint ? transposed(p.weight) : p.weight; }
 
   AK_DEVICE explicit GatedLinearCell(const Problem& problem) : p_(problem) {}
 
@@ -72,8 +74,9 @@ class GatedLinearCell {
           pair[dim + i] = q[dim + i] * z[i];
         });
       });
-    const Matrix<T> weight = p_.adjoint ? transposed(p_.weight) : p_.weight;
-    return tile.product.apply(weight, p_.adjoint ? tile.kept.to_read() : tile.z, p_.adjoint ? tile.f : tile.kept);
+    using Iterates = typename Tile::Iterates;
+    const Iterates x = p_.adjoint ? Iterates(tile.kept.to_read()) : Iterates(tile.z);
+    return tile.product.apply(0, matrix(p_, 0), x, p_.adjoint ? tile.f : tile.kept);
   }
 
   template <class Tile, class Row>

@@ -1,6 +1,7 @@
-// The products of precision="mixed" (common/mixed_precision.h): a row keeps a = z W^T and the z that a stands for; most
-// evaluations add W d to it for the change d of z, rounded to bfloat16, on tensor cores (tensor_product.h,
-// group_product.h), some take the product in full (tile_product.h). What rounding leaves of d stays in the next d.
+// The products of precision="mixed" (common/mixed_precision.h): of each a row keeps a = x W^T and the x that a stands
+// for; most evaluations add W d to it for the change d of x, rounded to bfloat16, on tensor cores (tensor_product.h,
+// group_product.h), some take the product in full (tile_product.h). What rounding leaves of d stays in the next d. All
+// products of one evaluation of a row are of one kind.
 //
 // A product in full costs a block as much for one row as for all. So rows that are due for one wait until they are no
 // fewer than those that go on without; what a row computes does not depend on when.
@@ -13,14 +14,18 @@
 
 namespace ak::cuda {
 
-// Rows that lie in one of two places each, `apart` from each other.
+// Rows that lie in one of two places each, `apart` from each other; or all in the first.
 template <class T>
 struct TurningRows {
+  AK_DEVICE TurningRows(T* data, int64_t ld, int64_t apart, const bool* odd)
+      : data(data), ld(ld), apart(apart), odd(odd) {}
+  AK_DEVICE TurningRows(const Rows<T>& rows) : TurningRows(rows.data, rows.ld, 0, nullptr) {}
+
+  AK_DEVICE T* operator[](int slot) const { return data + slot * ld + (odd != nullptr && odd[slot] ? apart : 0); }
+
   T* data;
   int64_t ld, apart;
   const bool* odd;
-
-  AK_DEVICE T* operator[](int slot) const { return data + slot * ld + (odd[slot] ? apart : 0); }
 };
 
 template <class Shape>
@@ -39,7 +44,7 @@ template <class Shape, ProductKind kind>
 using ChangesTile = std::conditional_t<kind == kWgmma, GroupTile<Shape::rows>, TensorTile<Shape::rows>>;
 
 // Shared memory of a team: MixedSpace, then the tile of changes, whose place TileProduct's takes when it was
-// multiplied.
+// multiplied. inputs: the most of a product.
 template <class Shape, ProductKind kind>
 constexpr int64_t mixed_product_bytes(int64_t inputs) {
   const int64_t tile = padded(ChangesTile<Shape, kind>::entries(inputs) * int64_t(sizeof(BFloat16)), 32);
@@ -59,16 +64,18 @@ class MixedProduct {
   using Iterates = TurningRows<const float>;
   static constexpr bool kMixed = true;
 
-  // row: what each slot solves, negative where it is idle; scratch: for every slot mixed_kept() entries; packed: W, as
-  // Changes wants it.
-  AK_DEVICE MixedProduct(const Team& team, void* shared, const int64_t* row, float* scratch, const void* packed)
+  // row: what each slot solves, negative where it is idle; scratch: for every slot mixed_kept() entries of each
+  // product; places: where they lie there, and the weights in `packed`, which are as Changes wants them.
+  AK_DEVICE MixedProduct(const Team& team, void* shared, const int64_t* row, const ProductPlace* places, float* scratch,
+                         const void* packed)
       : team_(team),
         row_(row),
         space_(static_cast<MixedSpace<Shape>*>(shared)),
         full_(team, space_ + 1, space_->full),
         tile_(reinterpret_cast<BFloat16*>(space_ + 1)),
+        places_(places),
         scratch_(scratch),
-        packed_(packed) {}
+        packed_(static_cast<const char*>(packed)) {}
 
   AK_DEVICE MixedStep* step(int slot) const { return &space_->step[slot]; }
   AK_DEVICE bool* odd() const { return space_->odd; }
@@ -103,19 +110,20 @@ class MixedProduct {
     });
   }
 
-  // x W^T of every row at work; x: as an operator[] of slots. Returns where the products lie.
-  template <class X>
-  AK_DEVICE Rows<const float> apply(const Matrix<float>& w, const X& x, Rows<float>) const {
-    const int64_t ld = row_ld(w.outputs), last_ld = row_ld(w.inputs);
-    const Rows<float> a{scratch_, ld}, last{scratch_ + Shape::rows * ld, last_ld};
+  // Product `index` of an evaluation, x W^T of every row at work. Returns where the products lie.
+  AK_DEVICE Rows<const float> apply(int index, const Matrix<float>& w, const Iterates& x, Rows<float>) const {
+    const ProductPlace& place = places_[index];
+    const int64_t ld = row_ld(w.outputs);
+    const Rows<float> a{scratch_ + Shape::rows * place.kept, ld}, last{a.data + Shape::rows * ld, row_ld(w.inputs)};
+    const char* const packed = packed_ + place.packed;
     team_.warps([&](int warp) {
       const Warp lanes(nullptr);
       for (int slot = warp; slot < Shape::rows; slot += Shape::threads / kWarp)
         lanes.each([&](int lane) { take_change(lane, slot, w.inputs, x[slot], last[slot]); });
       if constexpr (kind == kWgmma) team_.publish();
     });
-    if (any(space_->changed)) Changes(packed_, tile_, w.outputs, w.inputs).add_to(team_, a.data, a.ld, space_->changed);
-    if (any(space_->full)) full_.apply(w, last.to_read(), a);
+    if (any(space_->changed)) Changes(packed, tile_, w.outputs, w.inputs).add_to(team_, a.data, a.ld, space_->changed);
+    if (any(space_->full)) full_.apply(index, w, last.to_read(), a);
     return a.to_read();
   }
 
@@ -140,7 +148,8 @@ class MixedProduct {
         Pack<float, 4> from = load_global<4>(last + i);
         AK_UNROLLED
         for (int j = 0; j < 4; ++j) {
-          rounded.v[j] = narrow<BFloat16>(to.v[j] - from.v[j]);
+          // What pads x is whatever lay there.
+          rounded.v[j] = narrow<BFloat16>(i + j < inputs ? to.v[j] - from.v[j] : 0.0f);
           from.v[j] += widen(rounded.v[j]);
         }
         store_global<4>(last + i, from);
@@ -154,8 +163,9 @@ class MixedProduct {
   MixedSpace<Shape>* const space_;
   const Full full_;
   BFloat16* const tile_;
+  const ProductPlace* const places_;
   float* const scratch_;
-  const void* const packed_;
+  const char* const packed_;
 };
 
 template <class T, class Shape, ProductKind kind, class Team>

@@ -16,15 +16,17 @@ template <class T>
 class MlpCell {
  public:
   using Scalar = T;
-  static constexpr bool kMixed = false;
   using Problem = MlpProblem<T>;
+  static constexpr bool kMixed = sizeof(T) == 4;
+  static constexpr int kProducts = 2;
 
   static CellSize size(const Problem& p) {
-    const double dim = double(p.dim), wide = double(p.w1.outputs), hidden = double(p.hidden);
-    return {p.rows, p.dim, dim * (wide + hidden), (p.norm == kNoNorm ? 6 : 10) * dim + wide + 2 * hidden, kept(p)};
+    const int64_t wide = p.w1.outputs, moved = (p.norm == kNoNorm ? 6 : 10) * p.dim + wide + 2 * p.hidden;
+    return {p.rows, p.dim, double(moved), kept(p), {{wide, p.dim}, {p.dim, p.hidden}}};
   }
   AK_DEVICE static const T* start(const Problem& p) { return p.z0; }
   AK_HD_MEMBER static constexpr int64_t kept(const Problem& p) { return p.w1.outputs; }
+  AK_HD_MEMBER static const Matrix<T>& matrix(const Problem& p, int index) { return index == 0 ? p.w1 : p.w2; }
 
   AK_DEVICE explicit MlpCell(const Problem& problem) : p_(problem) {}
 
@@ -35,9 +37,9 @@ class MlpCell {
       const T* const u = p_.u + at.row * p_.dim;
       at.each(p_.dim, [&](int i) { tile.f[at.slot][i] = tile.z[at.slot][i] + u[i]; });
     });
-    const Rows<const T> a = tile.product.apply(p_.w1, tile.f.to_read(), tile.kept);
+    const Rows<const T> a = tile.product.apply(0, matrix(p_, 0), tile.f.to_read(), tile.kept);
     tile.each_row([&](const auto& at) { activate(at, a[at.slot], tile.kept[at.slot]); });
-    return tile.product.apply(p_.w2, tile.kept.to_read(), tile.f);
+    return tile.product.apply(1, matrix(p_, 1), tile.kept.to_read(), tile.f);
   }
 
   template <class Tile, class Row>
@@ -88,17 +90,23 @@ template <class T>
 class MlpLinearCell {
  public:
   using Scalar = T;
-  static constexpr bool kMixed = false;
   using Problem = MlpLinearProblem<T>;
+  static constexpr bool kMixed = sizeof(T) == 4;
+  static constexpr int kProducts = 2;
 
   static CellSize size(const Problem& p) {
-    const double dim = double(p.dim), wide = double(p.w1.outputs), hidden = double(p.hidden);
-    return {p.rows, p.dim, dim * (wide + hidden), (p.norm == kNoNorm ? 4 : 9) * dim + 2 * wide + 2 * hidden, kept(p)};
+    const int64_t wide = p.w1.outputs, moved = (p.norm == kNoNorm ? 4 : 9) * p.dim + 2 * wide + 2 * p.hidden;
+    const int64_t between = p.adjoint ? p.hidden : wide, weighed = p.adjoint ? wide : p.hidden;
+    return {p.rows, p.dim, double(moved), kept(p), {{between, p.dim}, {p.dim, weighed}}};
   }
   AK_DEVICE static const T* start(const Problem& p) { return p.w0; }
   // Hidden entries, then t.
   AK_HD_MEMBER static constexpr int64_t kept(const Problem& p) {
     return row_ld(p.w1.outputs) + (p.adjoint && p.norm != kNoNorm ? p.dim : 0);
+  }
+  AK_HD_MEMBER static Matrix<T> matrix(const Problem& p, int index) {
+    if (p.adjoint) return transposed(index == 0 ? p.w2 : p.w1);
+    return index == 0 ? p.w1 : p.w2;
   }
 
   AK_DEVICE explicit MlpLinearCell(const Problem& problem) : p_(problem) {}
@@ -112,11 +120,11 @@ class MlpLinearCell {
         const Projection n = projection(at, z);
         at.each(p_.dim, [&](int i) { t[i] = n(z[i], i); });
       });
-    const Matrix<T> first = p_.adjoint ? transposed(p_.w2) : p_.w1, second = p_.adjoint ? transposed(p_.w1) : p_.w2;
-    const Rows<const T> x = projects() ? projected(tile).to_read() : tile.z;
-    const Rows<const T> a = tile.product.apply(first, x, tile.kept);
+    using Iterates = typename Tile::Iterates;
+    const Iterates x = projects() ? Iterates(projected(tile).to_read()) : Iterates(tile.z);
+    const Rows<const T> a = tile.product.apply(0, matrix(p_, 0), x, tile.kept);
     tile.each_row([&](const auto& at) { weigh(at, a[at.slot], tile.kept[at.slot]); });
-    return tile.product.apply(second, tile.kept.to_read(), tile.f);
+    return tile.product.apply(1, matrix(p_, 1), tile.kept.to_read(), tile.f);
   }
 
   template <class Tile, class Row>

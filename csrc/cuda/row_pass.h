@@ -116,6 +116,7 @@ class TileRow {
 template <class T, class Product, class Team>
 struct Tile {
   using Warp = typename Team::template Of<kWarp>;
+  using Iterates = typename Product::Iterates;
   static constexpr int kWarps = Team::kThreads / kWarp;
 
   // pass(row) for every row at work, by a warp each, then a barrier.
@@ -135,7 +136,7 @@ struct Tile {
   const int64_t* row;  // that each slot works at; negative: none
   char* warp_space;    // of every warp a StepSpace with a small system, warp_bytes apart
   int64_t warp_bytes;
-  typename Product::Iterates z;
+  Iterates z;
   Rows<T> f;
   Rows<T> kept;
 };

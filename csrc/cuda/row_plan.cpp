@@ -16,6 +16,18 @@ constexpr double kStepEntries = 4;  // of an entry of the state, moved in a Pica
 constexpr double kChangeTime = 1.0 / 800, kResidentTime = 1.0 / 2000, kFullShare = 0.15, kMixedEntries = 2.5;
 constexpr int kTensorCapability = 80, kGroupCapability = 90;  // the latter's products exist nowhere else
 
+// Entries of scratch that a row keeps of its mixed products.
+int64_t all_kept(const CellSize& size) {
+  int64_t sum = 0;
+  for (const ProductSize& p : size.product) sum += mixed_kept(p.outputs, p.inputs);
+  return sum;
+}
+int64_t most_inputs(const CellSize& size) {
+  int64_t most = 0;
+  for (const ProductSize& p : size.product) most = p.inputs > most ? p.inputs : most;
+  return most;
+}
+
 template <class T>
 struct Cost {
   const CellSize& size;
@@ -25,10 +37,10 @@ struct Cost {
   double dim() const { return double(size.dim); }
   double picard_time() const {
     const double moved = size.moved + kStepEntries * dim();
-    if (products == kFull) return kScale * (size.products * kProductTime + moved * kEntryTime);
+    if (products == kFull) return kScale * (size.multiply_adds() * kProductTime + moved * kEntryTime);
     const double change = products == kMma ? kChangeTime : kResidentTime;
-    return size.products * (change + kFullShare * kProductTime) +
-           (moved + kMixedEntries * double(size.mixed_kept)) * kEntryTime;
+    return size.multiply_adds() * (change + kFullShare * kProductTime) +
+           (moved + kMixedEntries * double(all_kept(size))) * kEntryTime;
   }
   double anderson_price(int history) const {
     const double moved = (2 * history + 4) * dim() * kEntryTime, decision = 40.0 * (1 + history);
@@ -45,18 +57,21 @@ struct Cost {
   }
 };
 
+int64_t packed_bytes(const ProductSize& p, ProductKind products) {
+  return padded(products == kMma ? tensor_weight_bytes(p.outputs, p.inputs) : group_weight_bytes(p.outputs, p.inputs),
+                256);
+}
 int64_t packed_bytes(const CellSize& size, ProductKind products) {
-  if (products == kFull) return 0;
-  return padded(
-      products == kMma ? tensor_weight_bytes(size.outputs, size.inputs) : group_weight_bytes(size.outputs, size.inputs),
-      256);
+  int64_t sum = 0;
+  for (const ProductSize& p : size.product) sum += packed_bytes(p, products);
+  return sum;
 }
 
 template <class T, class Shape>
 int64_t team_shared_bytes(const CellSize& size, int slots, ProductKind products) {
   const int64_t steps = solver_space_bytes<Shape>(slots);
-  if (products == kMma) return steps + mixed_product_bytes<Shape, kMma>(size.inputs);
-  if (products == kWgmma) return steps + mixed_product_bytes<Shape, kWgmma>(size.inputs);
+  if (products == kMma) return steps + mixed_product_bytes<Shape, kMma>(most_inputs(size));
+  if (products == kWgmma) return steps + mixed_product_bytes<Shape, kWgmma>(most_inputs(size));
   const int64_t product = int64_t(sizeof(SolverSpace<Shape>)) + kProductBytes<T, Shape>;
   return steps > product ? steps : product;
 }
@@ -70,8 +85,7 @@ int64_t shared_bytes(const CellSize& size, int slots, ProductKind products, int 
 template <class T>
 ProductKind choose_products(const CellSize& size, const SolveOptions& options, int slots, const DeviceFacts& device,
                             const PlanChoices& choices) {
-  if (sizeof(T) != 4 || size.mixed_kept == 0 || !mixed_allowed(options) || device.capability < kTensorCapability)
-    return kFull;
+  if (sizeof(T) != 4 || !mixed_allowed(options) || device.capability < kTensorCapability) return kFull;
   const auto fits = [&](int64_t bytes) { return bytes <= device.shared_per_block; };
   ProductKind best = kFull;
   if (fits(shared_bytes<T, MixedTiles::Narrow>(size, slots, kMma, 1))) best = kMma;
@@ -80,6 +94,16 @@ ProductKind choose_products(const CellSize& size, const SolveOptions& options, i
     best = kWgmma;
   const bool pays = Cost<T>{size, best}.picard_time() < Cost<T>{size}.picard_time();
   return (choices.mixed < 0 ? pays : choices.mixed > 0) ? best : kFull;
+}
+
+// Where the mixed products of a row lie, and their weights.
+void place_products(RowPlan& plan, const CellSize& size) {
+  for (int k = 0; k < kMaxProducts; ++k) {
+    const ProductSize& p = size.product[k];
+    plan.place[k] = {plan.mixed_kept, plan.packed_bytes};
+    plan.mixed_kept += mixed_kept(p.outputs, p.inputs);
+    plan.packed_bytes += packed_bytes(p, plan.products);
+  }
 }
 
 template <class T, class Shape>
@@ -132,8 +156,8 @@ RowPlan plan_rows(const CellSize& size, const SolveOptions& options, const Devic
   else
     choose_tile<T, Tiles<T>>(plan, size, slots, device, choices);
   plan.columns = device_control_columns(1, row_ld(size.dim), slots);
-  plan.team_bytes = solver_team_bytes<T>(plan.tile_rows, size, slots, plan.mixed(), plan.columns);
-  plan.packed_bytes = packed_bytes(size, plan.products);
+  if (plan.mixed()) place_products(plan, size);
+  plan.team_bytes = solver_team_bytes<T>(plan.tile_rows, size, slots, plan.mixed_kept, plan.columns);
   plan.scratch_bytes = kQueueBytes + plan.packed_bytes + plan.blocks * plan.teams * plan.team_bytes;
   return plan;
 }

@@ -12,6 +12,7 @@ namespace ak::cuda {
 constexpr int kProductRows = 8;       // of a thread
 constexpr int kProductColumns = 128;  // of a warp
 constexpr int64_t kQueueBytes = 256;  // of scratch, before the blocks' parts
+constexpr int kMaxProducts = 2;       // of an evaluation
 
 constexpr int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -52,6 +53,12 @@ struct Tiles<double> {
   using Narrow = Wide;
 };
 
+// Where the part of one product begins in what mixed products need.
+struct ProductPlace {
+  int64_t kept;    // entries of a row's scratch
+  int64_t packed;  // bytes of the weights
+};
+
 struct RowPlan {
   int tile_rows;
   int threads;  // of a team, which has a tile to itself
@@ -60,10 +67,12 @@ struct RowPlan {
   int history;            // kept per row; Auto chooses its own
   double anderson_price;  // cost of an Anderson step over a Picard step, as Auto counts it
   int64_t blocks;
-  int64_t shared_bytes;   // of a block: W where it multiplies by wgmma, and its teams
-  int64_t team_shared;    // of them, a team's
-  int64_t packed_bytes;   // of scratch: W for mixed products
-  int64_t scratch_bytes;  // the queue, W, and all teams
+  int64_t shared_bytes;  // of a block: the weights where it multiplies by wgmma, and its teams
+  int64_t team_shared;   // of them, a team's
+  ProductPlace place[kMaxProducts];
+  int64_t mixed_kept;     // entries of scratch of a row, for its mixed products
+  int64_t packed_bytes;   // of scratch: the weights for mixed products
+  int64_t scratch_bytes;  // the queue, the weights, and all teams
   int64_t team_bytes;     // of them, a team's
   int64_t columns;        // doubles of a row's control
   const char* refused;    // why it cannot be as chosen by hand; or null
@@ -86,14 +95,22 @@ auto with_variant(const RowPlan& plan, const F& f) {
   return chosen(Tiles<typename Cell::Scalar>{}, std::integral_constant<ProductKind, kFull>{});
 }
 
+struct ProductSize {
+  int64_t outputs = 0, inputs = 0;
+};
+
 // What a plan must know of a cell: of one row.
 struct CellSize {
   int64_t rows, dim;
-  double products;                  // multiply-adds of an evaluation
-  double moved;                     // entries that its passes over a row read or write
-  int64_t kept;                     // entries of scratch
-  int64_t mixed_kept = 0;           // the same for mixed products; 0: the cell has none
-  int64_t outputs = 0, inputs = 0;  // of what those multiply by
+  double moved;  // entries that its passes over a row read or write
+  int64_t kept;  // entries of scratch
+  ProductSize product[kMaxProducts];
+
+  double multiply_adds() const {
+    double sum = 0;
+    for (const ProductSize& p : product) sum += double(p.outputs) * double(p.inputs);
+    return sum;
+  }
 };
 
 template <class T>

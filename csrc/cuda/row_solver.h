@@ -8,8 +8,8 @@
 // In mixed precision (mixed_product.h) some rows wait in a round, so a row of its own accord turns from one of its two
 // buffers to the other; otherwise all turn together.
 //
-// A Cell has Scalar, Problem, size(), start(), kept(), evaluate() and finish() (affine_cell.h says what they are), a
-// Product has Shape and apply() (tile_product.h).
+// A Cell has Scalar, Problem, size(), start(), kept(), matrix(), evaluate() and finish() (affine_cell.h says what they
+// are), a Product has Shape, Iterates and apply() (tile_product.h).
 #pragma once
 
 #include "mixed_product.h"
@@ -40,9 +40,8 @@ constexpr int64_t solver_space_bytes(int slots) {
 // A team's part of scratch: of every row four states (two iterates, f, the best), the rings, what the cell keeps, what
 // mixed products do, the control.
 template <class T>
-constexpr int64_t solver_team_bytes(int rows, const CellSize& size, int slots, bool mixed, int64_t columns) {
-  const int64_t entries =
-      (4 + 2 * int64_t(slots)) * row_ld(size.dim) + row_ld(size.kept) + (mixed ? size.mixed_kept : 0);
+constexpr int64_t solver_team_bytes(int rows, const CellSize& size, int slots, int64_t mixed_kept, int64_t columns) {
+  const int64_t entries = (4 + 2 * int64_t(slots)) * row_ld(size.dim) + row_ld(size.kept) + mixed_kept;
   return padded(rows * (int64_t(sizeof(T)) * entries + 8 * columns), 256);
 }
 
@@ -57,8 +56,8 @@ class RowSolver {
   using Step = StepBody<T, kSumPack, Warp>;  // for the order of its sums
 
  public:
-  // shared, scratch: of this team. packed: W for mixed products. queue(): the next row to be solved, past the last one
-  // where none is left.
+  // shared, scratch: of this team. packed: the weights for mixed products. queue(): the next row to be solved, past the
+  // last one where none is left.
   AK_DEVICE RowSolver(const Problem& problem, const SolveOptions& options, const SolveResult<T>& result,
                       const RowPlan& plan, const Team& team, void* shared, void* scratch, const void* packed,
                       const Queue& queue)
@@ -99,7 +98,7 @@ class RowSolver {
   AK_DEVICE Product make_product() const {
     if constexpr (Product::kMixed) {
       char* const after = reinterpret_cast<char*>(space_) + solver_space_bytes<Shape>(slots_);
-      return Product(team_, after, space_->row, kept() + Shape::rows * row_ld(Cell::kept(p_)), packed_);
+      return Product(team_, after, space_->row, plan_.place, kept() + Shape::rows * row_ld(Cell::kept(p_)), packed_);
     } else {
       return Product(team_, space_ + 1, space_->row);
     }
@@ -109,8 +108,7 @@ class RowSolver {
   AK_DEVICE T* kept() const { return states_ + (4 + 2 * slots_) * state(); }
 
   AK_DEVICE void describe() const {
-    int64_t kept_entries = Shape::rows * row_ld(Cell::kept(p_));
-    if constexpr (Product::kMixed) kept_entries += Shape::rows * Cell::mixed_kept(p_);
+    const int64_t kept_entries = Shape::rows * (row_ld(Cell::kept(p_)) + plan_.mixed_kept);
     for (int turn = 0; turn < 2; ++turn) {
       StepProblem& step = space_->step[turn];
       step.type = sizeof(T) == 8 ? StateType::kFloat64 : StateType::kFloat32;

@@ -64,14 +64,19 @@ __global__ void pack_kernel(const __grid_constant__ Matrix<float> weight, char* 
     pack_group_weights(weight, reinterpret_cast<BFloat16*>(packed), i);
 }
 
-template <ProductKind products>
-void pack(const Matrix<float>& weight, char* packed, cudaStream_t stream) {
+// Packs all weights of a solve.
+template <ProductKind products, class Cell>
+void pack(const SolveArguments<Cell>& a, cudaStream_t stream) {
   constexpr int kThreads = 256;
-  const int64_t count = products == kMma
-                            ? tensor_weight_bytes(weight.outputs, weight.inputs) / int64_t(sizeof(MmaA))
-                            : group_weight_bytes(weight.outputs, weight.inputs) / int64_t(sizeof(BFloat16));
-  pack_kernel<products>
-      <<<dim3(unsigned((count + kThreads - 1) / kThreads)), dim3(kThreads), 0, stream>>>(weight, packed, count);
+  for (int index = 0; index < Cell::kProducts; ++index) {
+    const Matrix<float> weight = Cell::matrix(a.problem, index);
+    char* const packed = a.scratch + kQueueBytes + a.plan.place[index].packed;
+    const int64_t count = products == kMma
+                              ? tensor_weight_bytes(weight.outputs, weight.inputs) / int64_t(sizeof(MmaA))
+                              : group_weight_bytes(weight.outputs, weight.inputs) / int64_t(sizeof(BFloat16));
+    const int64_t blocks = (count + kThreads - 1) / kThreads;
+    pack_kernel<products><<<dim3(unsigned(blocks)), dim3(kThreads), 0, stream>>>(weight, packed, count);
+  }
 }
 
 template <class Cell>
@@ -83,9 +88,8 @@ cudaError_t launch(const SolveArguments<Cell>& a, cudaStream_t stream) {
     return error;
   if (const auto error = cudaMemsetAsync(a.scratch, 0, sizeof(unsigned long long), stream)) return error;
   if constexpr (Cell::kMixed) {
-    char* const packed = a.scratch + kQueueBytes;
-    if (a.plan.products == kMma) pack<kMma>(Cell::mixed_weight(a.problem), packed, stream);
-    if (a.plan.products == kWgmma) pack<kWgmma>(Cell::mixed_weight(a.problem), packed, stream);
+    if (a.plan.products == kMma) pack<kMma>(a, stream);
+    if (a.plan.products == kWgmma) pack<kWgmma>(a, stream);
   }
   const int threads = a.plan.threads * a.plan.teams;
   kernel<<<dim3(unsigned(a.plan.blocks)), dim3(unsigned(threads)), size_t(shared), stream>>>(a);

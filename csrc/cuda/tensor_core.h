@@ -72,7 +72,7 @@ AK_DEVICE void mma_sync(MmaC& c, const MmaA& a, const MmaB& b) {
 #define AK_WGMMA(...) asm volatile(__VA_ARGS__)
 #endif
 
-AK_DEVICE void publish_to_group() { AK_WGMMA("fence.proxy.async.shared::cta;" ::: "memory"); }
+AK_DEVICE void publish_to_group() { AK_WGMMA("fence.proxy.async.shared::cta;" :: : "memory"); }
 template <int n>
 AK_DEVICE void settle(GroupC<n>& c) {  // neither sinks below here nor rises above
   AK_UNROLLED

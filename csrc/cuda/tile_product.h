@@ -52,8 +52,9 @@ class TileProduct {
         w_(x_ + S::rows * S::slice),
         totals_(w_ + kLd * S::slice) {}
 
-  // out[slot][n] = sum_k x[slot][k] W[n][k] for every busy slot; x and out apart. Returns where the product lies.
-  AK_DEVICE Rows<const T> apply(const Matrix<T>& w, Rows<const T> x, Rows<T> out) const {
+  // Product `index` of an evaluation, out[slot][n] = sum_k x[slot][k] W[n][k] for every busy slot; x and out apart.
+  // Returns where the product lies.
+  AK_DEVICE Rows<const T> apply(int /*index*/, const Matrix<T>& w, Rows<const T> x, Rows<T> out) const {
     for (int first = 0; first < w.outputs; first += S::pass) pass(w, x, out, first);
     return out.to_read();
   }

@@ -32,7 +32,7 @@ class AffineCase {
         scaled_(scaled),
         z0_(rows * dim, [](int64_t) { return normal(); }),
         u_(rows * dim, [](int64_t) { return 0.5 * normal(); }),
-        weight_(small_weight<T>(dim, dim)),
+        weight_(random_weight<T>(dim, dim)),
         leak_(dim, [](int64_t i) { return 0.2 * double(i % 3); }),
         scale_(rows * dim, [](int64_t i) { return double(i % 5) / 5; }) {}
 

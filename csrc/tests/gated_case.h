@@ -11,12 +11,12 @@ class GatedCase {
   using Scalar = T;
   using Problem = GatedProblem<T>;
 
-  GatedCase(int64_t rows, int64_t dim)
+  GatedCase(int64_t rows, int64_t dim, double gain = kSmallGain)
       : rows(rows),
         dim(dim),
         z0_(rows * dim, [](int64_t) { return normal(); }),
         u_(rows * 2 * dim, [](int64_t) { return 0.5 * normal(); }),
-        weight_(small_weight<T>(2 * dim, dim)) {}
+        weight_(random_weight<T>(2 * dim, dim, gain)) {}
 
   Problem problem(int64_t first, int64_t count) const {
     return {.rows = count,
@@ -53,7 +53,7 @@ class GatedLinearCase {
   using Scalar = T;
   using Problem = GatedLinearProblem<T>;
 
-  GatedLinearCase(int64_t rows, int64_t dim, bool adjoint)
+  GatedLinearCase(int64_t rows, int64_t dim, bool adjoint, double gain = kSmallGain)
       : rows(rows),
         dim(dim),
         adjoint_(adjoint),
@@ -61,7 +61,7 @@ class GatedLinearCase {
         v_(rows * dim, [](int64_t) { return normal(); }),
         q_(rows * 2 * dim, [](int64_t i) { return double(i % 7) / 10; }),
         c_(rows * dim, [](int64_t i) { return double(i % 5) / 10; }),
-        weight_(small_weight<T>(2 * dim, dim)) {}
+        weight_(random_weight<T>(2 * dim, dim, gain)) {}
 
   Problem problem(int64_t first, int64_t count) const {
     return {.rows = count,

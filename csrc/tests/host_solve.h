@@ -25,31 +25,36 @@ inline std::vector<Chunk> poisoned(int64_t bytes) {
   return memory;
 }
 
-// W as mixed products of a plan take it.
+// The weights for mixed products, as a launch of their own packs them.
 template <class Cell>
-void pack_on_host(const typename Cell::Problem& p, const cuda::RowPlan& plan, std::vector<Chunk>& packed) {
-  if constexpr (Cell::kMixed) {
-    const auto& weight = Cell::mixed_weight(p);
-    const int64_t outputs = weight.outputs, inputs = weight.inputs;
-    void* const to = packed.data();
-    if (plan.products == cuda::kMma)
-      for (int64_t i : any_order(cuda::tensor_weight_bytes(outputs, inputs) / int64_t(sizeof(cuda::MmaA))))
-        cuda::pack_tensor_weights(weight, static_cast<cuda::MmaA*>(to), i);
-    if (plan.products == cuda::kWgmma)
-      for (int64_t i : any_order(cuda::group_weight_bytes(outputs, inputs) / int64_t(sizeof(BFloat16))))
-        cuda::pack_group_weights(weight, static_cast<BFloat16*>(to), i);
-  }
+std::vector<Chunk> packed_weights(const typename Cell::Problem& p, const cuda::RowPlan& plan) {
+  std::vector<Chunk> packed = poisoned(plan.packed_bytes + 1);
+  if constexpr (Cell::kMixed)
+    for (int index = 0; plan.mixed() && index < Cell::kProducts; ++index) {
+      const Matrix<float> weight = Cell::matrix(p, index);
+      const int64_t outputs = weight.outputs, inputs = weight.inputs;
+      const cuda::ProductSize size = Cell::size(p).product[index];
+      CHECK(outputs == size.outputs && inputs == size.inputs, "product %d", index);
+      void* const to = packed[size_t(plan.place[index].packed) / sizeof(Chunk)].bytes;
+      if (plan.products == cuda::kMma)
+        for (int64_t i : any_order(cuda::tensor_weight_bytes(outputs, inputs) / int64_t(sizeof(cuda::MmaA))))
+          cuda::pack_tensor_weights(weight, static_cast<cuda::MmaA*>(to), i);
+      else
+        for (int64_t i : any_order(cuda::group_weight_bytes(outputs, inputs) / int64_t(sizeof(BFloat16))))
+          cuda::pack_group_weights(weight, static_cast<BFloat16*>(to), i);
+    }
+  return packed;
 }
 
 template <class Cell>
-void solve_on_host(const typename Cell::Problem& p, const SolveOptions& o, const SolveResult<typename Cell::Scalar>& r,
-                   bool again, const cuda::PlanChoices& choices = {}, int capability = 80) {
+void solve_as_planned(const typename Cell::Problem& p, const SolveOptions& o,
+                      const SolveResult<typename Cell::Scalar>& r, const cuda::DeviceFacts& device,
+                      const cuda::PlanChoices& choices) {
   using T = typename Cell::Scalar;
-  const cuda::DeviceFacts device{again ? 132 : 1, 232448, capability};
   const cuda::RowPlan plan = cuda::plan_rows<T>(Cell::size(p), o, device, choices);
   CHECK(plan.shared_bytes <= device.shared_per_block, "%ld", long(plan.shared_bytes));
-  auto packed = poisoned(plan.packed_bytes + 1);
-  pack_on_host<Cell>(p, plan, packed);
+  CHECK(choices.mixed < 0 || plan.mixed() == (choices.mixed > 0 && mixed_allowed(o)), "products: %d", plan.products);
+  const std::vector<Chunk> packed = packed_weights<Cell>(p, plan);
   const int64_t resident = plan.products == cuda::kWgmma ? plan.packed_bytes : 0;  // of a block's shared memory
   CHECK(plan.shared_bytes == resident + plan.teams * plan.team_shared, "%ld", long(plan.shared_bytes));
   cuda::with_variant<Cell>(plan, [&](auto shape, auto products) {
@@ -72,6 +77,23 @@ void solve_on_host(const typename Cell::Problem& p, const SolveOptions& o, const
       solver.solve();
     }
   });
+}
+
+inline int capability = 80;  // of the device: which products of changes there are
+
+template <class Cell>
+void solve_on_host(const typename Cell::Problem& p, const SolveOptions& o, const SolveResult<typename Cell::Scalar>& r,
+                   bool again) {
+  solve_as_planned<Cell>(p, o, r, {again ? 132 : 1, 232448, capability}, {});
+}
+
+// In mixed precision whether that pays or not, in either tile.
+template <class Cell>
+void solve_mixed_on_host(const typename Cell::Problem& p, const SolveOptions& o,
+                         const SolveResult<typename Cell::Scalar>& r, bool again) {
+  SolveOptions mixed = o;
+  mixed.mixed = true;
+  solve_as_planned<Cell>(p, mixed, r, {1, 232448, capability}, {.rows = again ? 8 : 32, .mixed = 1});
 }
 
 }  // namespace ak::test

@@ -29,6 +29,7 @@ struct MlpKind {
   bool leaky;
   double skip;
   bool biased;
+  double gain = kSmallGain;  // of either matrix
 };
 
 template <class T>
@@ -44,8 +45,8 @@ class MlpCase {
         wide_(kind.activation == kSwiglu ? 2 * kind.hidden : kind.hidden),
         z0_(rows * dim, [](int64_t) { return normal(); }),
         u_(rows * dim, [](int64_t) { return 0.5 * normal(); }),
-        w1_(small_weight<T>(wide_, dim)),
-        w2_(small_weight<T>(dim, kind.hidden)),
+        w1_(random_weight<T>(wide_, dim, kind.gain)),
+        w2_(random_weight<T>(dim, kind.hidden, kind.gain)),
         b1_(wide_, [](int64_t) { return 0.3 * normal(); }),
         // Large enough that a norm shrinks what follows it.
         b2_(dim, [](int64_t i) { return (i % 2 ? 3 : -1) + 0.3 * normal(); }),
@@ -107,6 +108,7 @@ struct MlpLinearKind {
   int norm;
   bool leaky;
   double skip;
+  double gain = kSmallGain;
 };
 
 template <class T>
@@ -125,8 +127,8 @@ class MlpLinearCase {
         q_(rows * wide_, [](int64_t i) { return double(i % 7) / 7; }),
         n_(rows * dim, [](int64_t) { return normal(); }),
         rinv_(rows, [](int64_t i) { return 0.3 + 0.1 * double(i % 3); }),
-        w1_(small_weight<T>(wide_, dim)),
-        w2_(small_weight<T>(dim, kind.hidden)),
+        w1_(random_weight<T>(wide_, dim, kind.gain)),
+        w2_(random_weight<T>(dim, kind.hidden, kind.gain)),
         leak_(dim, [](int64_t i) { return 0.1 * double(i % 3); }) {}
 
   Problem problem(int64_t first, int64_t count) const {

@@ -62,10 +62,11 @@ inline SolveOptions options_for(int solver, int history, double rtol) {
   return o;
 }
 
-// Entries of a matrix [outputs, inputs] that shrinks what it multiplies.
+// Entries of a matrix [outputs, inputs] that multiplies sizes by about `gain`.
+constexpr double kSmallGain = 0.35;
 template <class T>
-Block<T> small_weight(int64_t outputs, int64_t inputs) {
-  return Block<T>(outputs * inputs, [&](int64_t) { return 0.35 * normal() / std::sqrt(double(inputs)); });
+Block<T> random_weight(int64_t outputs, int64_t inputs, double gain = kSmallGain) {
+  return Block<T>(outputs * inputs, [&](int64_t) { return gain * normal() / std::sqrt(double(inputs)); });
 }
 
 inline std::string text(const char* format, ...) {

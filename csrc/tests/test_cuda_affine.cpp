@@ -12,11 +12,9 @@ namespace {
 using namespace ak;
 using namespace ak::test;
 
-int capability = 80;  // of the device: which products of changes there are
-
 template <class T>
 void on_device(const AffineProblem<T>& p, const SolveOptions& o, const SolveResult<T>& r, bool again) {
-  solve_on_host<cuda::AffineCell<T>>(p, o, r, again, {}, capability);
+  solve_on_host<cuda::AffineCell<T>>(p, o, r, again);
 }
 
 // trace, best iterate, largest number of steps

@@ -209,7 +209,7 @@ void by_blocks(const AffineProblem<T>& p, const SolveOptions& o, const SolveResu
   plan.anderson_price = kPrice;
   const int slots = o.solver == kPicard ? 0 : plan.history + 1;
   plan.columns = cuda::device_control_columns(1, cuda::row_ld(p.dim), slots);
-  plan.team_bytes = cuda::solver_team_bytes<T>(plan.tile_rows, Cell::size(p), slots, false, plan.columns);
+  plan.team_bytes = cuda::solver_team_bytes<T>(plan.tile_rows, Cell::size(p), slots, 0, plan.columns);
   cuda::with_variant<Cell>(plan, [&](auto shape, auto products) {
     using Team = HostTeam<decltype(shape)::threads>;
     using Product = cuda::ProductOf<T, decltype(shape), products, Team>;

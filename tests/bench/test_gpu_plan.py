@@ -98,6 +98,25 @@ def test_weights_that_fit_in_shared_memory_are_multiplied_by_warpgroups():
 
 
 @needs_facts
+@pytest.mark.parametrize("device", DEVICES.values(), ids=list(DEVICES))
+@pytest.mark.parametrize("operator", CUDA_OPERATORS)
+def test_every_cuda_kernel_has_mixed_products(operator, device):
+    """From sizes on where they pay, which the batch does not decide."""
+    for batch in (1, 100_000):
+        full, mixed, small = (
+            gpu_plan(Call(operator, batch, dim, hidden=131, precision=precision), device, "cuda")
+            for dim, precision in ((101, "full"), (101, "mixed"), (9, "mixed"))
+        )
+        assert (full["mixed"], mixed["mixed"], small["mixed"]) == (False, True, False)
+    assert mixed["shared_bytes"] <= device.shared_bytes and mixed["tile_rows"] == 32
+    # In bfloat16, several times faster than in float32.
+    assert mixed["product_cycles"] * 4 < full["product_cycles"]
+    resident = mixed["products"] == "wgmma"
+    assert resident == (device is plans.H100)
+    assert mixed["weight_cycles"] == (0 if resident else pytest.approx(full["weight_cycles"] / 2, abs=1))
+
+
+@needs_facts
 def test_few_rows_of_a_large_state_go_to_a_crew():
     call = Call("solve_affine", 1, 2048)
     found = gpu_plan(call, plans.H100, "cuda")

@@ -18,6 +18,8 @@ SOLVERS = {"picard": PICARD, "anderson": ANDERSON, "auto": AUTO}
 RTOL = 1e-5
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 DTYPES = list(CLOSE)
+# States and hidden units, odd ones; for mixed precision large enough that every kernel takes products of changes.
+SIZES = {False: (33, 21), True: (101, 131)}
 
 
 def tail(solver: int, **options) -> Tail:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from kernels import make_affine, make_gated, make_mlp, one_of_each
-from solving import SOLVERS, all_same, need_for, on, rows_of, solve, tail
+from solving import SIZES, SOLVERS, all_same, need_for, on, rows_of, solve, tail
 
 from attractor_kernels.backends import PlanTable, use_plan, use_plan_table
 from attractor_kernels.backends.plan import H100, DeviceFacts
@@ -11,12 +11,13 @@ from attractor_kernels.backends.plan_table import Kind, PlanEntry
 
 pytestmark = pytest.mark.gpu
 CASES = range(len(one_of_each(1)))
+PRECISIONS = pytest.mark.parametrize("mixed", [False, True], ids=["full", "mixed"])
 
 
 @pytest.mark.parametrize("number", CASES)
-@pytest.mark.parametrize("mixed", [False, True], ids=["full", "mixed"])
+@PRECISIONS
 def test_every_operator(backend, device, number, mixed):
-    case, options = one_of_each(150)[number], tail(SOLVERS["auto"], mixed=mixed)
+    case, options = one_of_each(150, *SIZES[mixed])[number], tail(SOLVERS["auto"], mixed=mixed)
     need_for(backend, case, device, torch.float32, options)
     tensors = on(case, device)
     whole = solve(backend, case, tensors, options)
@@ -117,9 +118,10 @@ def test_a_tile_that_there_is_not(backend, device):
         solve(backend, case, on(case, device), tail(SOLVERS["picard"]))
 
 
+@PRECISIONS
 @pytest.mark.parametrize("make", [make_gated, lambda rows, dim: make_mlp(rows, dim, dim + 3)], ids=["gated", "mlp"])
-def test_other_cells_in_batches_that_are_cut_up_differently(backend, device, make):
-    case, options = make(9000, 64), tail(SOLVERS["auto"])
+def test_other_cells_in_batches_that_are_cut_up_differently(backend, device, make, mixed):
+    case, options = make(9000, 128 if mixed else 64), tail(SOLVERS["auto"], mixed=mixed)
     need_for(backend, case, device, torch.float32, options)
     tensors = on(case, device)
     whole = solve(backend, case, tensors, options)
@@ -136,3 +138,25 @@ def test_twenty_runs(backend, device, solver):
     tensors = on(case, device)
     first = solve(backend, case, tensors, options)
     assert all(all_same(solve(backend, case, tensors, options), first) for _ in range(20))
+
+
+@pytest.mark.parametrize("number", CASES)
+def test_five_runs_in_mixed_precision(backend, device, number):
+    case, options = one_of_each(2000, *SIZES[True])[number], tail(SOLVERS["auto"], mixed=True)
+    need_for(backend, case, device, torch.float32, options)
+    tensors = on(case, device)
+    first = solve(backend, case, tensors, options)
+    assert all(all_same(solve(backend, case, tensors, options), first) for _ in range(5))
+
+
+@pytest.mark.parametrize("number", CASES)
+def test_either_tile_in_mixed_precision(backend, device, number):
+    """Small states too, where no model would take products of changes."""
+    if backend != "cuda":
+        pytest.skip("about the plans of the CUDA kernels")
+    case, options = one_of_each(70)[number], tail(SOLVERS["anderson"], mixed=True)
+    tensors, found = on(case, device), []
+    for rows in (8, 32):
+        with use_plan(case.op, backend="cuda", mixed=True, rows=rows):
+            found.append(solve(backend, case, tensors, options))
+    assert all_same(*found)

@@ -9,6 +9,7 @@ from solving import (
     CLOSE,
     DTYPES,
     PICARD,
+    SIZES,
     SOLVERS,
     fixed_point,
     need_for,
@@ -50,7 +51,7 @@ def test_every_operator(backend, device, number, dtype, solver):
 @pytest.mark.parametrize("number", CASES)
 def test_every_operator_in_mixed_precision(backend, device, number):
     """To the same true residual, which float64 is asked for."""
-    case, options = one_of_each(70)[number], tail(AUTO, mixed=True)
+    case, options = one_of_each(70, *SIZES[True])[number], tail(AUTO, mixed=True)
     got = check(backend, device, case, options)
     z = got.z.double().cpu()
     f = case.f(z)
@@ -81,8 +82,9 @@ def test_products_of_changes(backend, device, rows, dim, wgmma):
 
 @pytest.mark.parametrize("dim", [1, 17, 64, 128, 512])
 @pytest.mark.parametrize("make", [make_gated, lambda rows, dim: make_mlp(rows, dim, dim + 3)], ids=["gated", "mlp"])
-def test_states_of_other_cells(backend, device, make, dim):
-    check(backend, device, make(40, dim), tail(AUTO))
+@pytest.mark.parametrize("mixed", [False, True], ids=["full", "mixed"])
+def test_states_of_other_cells(backend, device, make, dim, mixed):
+    check(backend, device, make(40, dim), tail(AUTO, mixed=mixed))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 31, 32, 33, 2113, 20000])

@@ -198,7 +198,7 @@ def test_lower_precision_gradients(backend, name, dtype):
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("solver", [ak.Picard(), ak.Anderson(), ak.Auto()], ids=["picard", "anderson", "auto"])
 def test_mixed_precision_meets_the_same_true_residual(backend, name, solver):
-    """Of each kernel; test_mixed.py goes further for the one that has products of its own."""
+    """Of each kernel; test_mixed.py goes further for the affine cell's."""
     size = 96
     cell, x = make_cell(name, size, INPUTS, torch.float32), inputs(torch.float32, rows=50)
     f = plain_map(cell, x.double())
