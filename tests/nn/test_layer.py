@@ -86,6 +86,18 @@ def test_precision_is_decided_anew_by_every_forward():
     torch.testing.assert_close(layer(x), full, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_precision_of_halves(dtype):
+    torch.manual_seed(0)
+    cell = ak.nn.AffineCell(128, 6, dtype=dtype)
+    x = torch.randn(5, 6, dtype=dtype)
+    default, mixed, full = (
+        ak.nn.FixedPoint(cell, precision=precision, rtol=1e-5)(x) for precision in (None, "mixed", "full")
+    )
+    assert torch.equal(default, mixed)
+    torch.testing.assert_close(default, full)
+
+
 def test_autocast():
     x = torch.randn(5, 6)
     for solver in (ak.Auto(), ak.Broyden()):

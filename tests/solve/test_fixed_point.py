@@ -186,6 +186,11 @@ def test_precision_follows_torch(monkeypatch):
         torch.set_float32_matmul_precision(setting)
         ak.fixed_point(contraction, torch.zeros(1, 1))
     assert seen == [False, True, True, False]
+    seen.clear()
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):  # that setting is none of the halves'
+        for precision in (None, "full"):
+            ak.fixed_point(contraction, torch.zeros(1, 1, dtype=dtype), precision=precision)
+    assert seen == [True, False, True, False, False, False]
 
 
 def test_a_cell_on_more_dimensions_is_still_fused():
