@@ -97,6 +97,37 @@ def test_every_cuda_kernel_has_mixed_products(operator, device):
 
 
 @needs_facts
+@pytest.mark.parametrize(
+    ("operator", "units", "first"),
+    [("solve_affine", 0, 83), ("solve_gated", 0, 62), ("solve_mlp", 1, 83), ("solve_mlp", 4, 52)],
+)
+def test_where_mixed_products_begin(operator, units, first):
+    """As csrc/README.md has it; units: hidden ones, for each entry of the state."""
+    for dim in (first - 1, first):
+        call = Call(operator, 4096, dim, hidden=units * dim, precision="mixed")
+        assert gpu_plan(call, plans.H100, "cuda")["mixed"] == (dim == first)
+
+
+@needs_facts
+def test_how_large_mixed_products_are():
+    """As csrc/README.md has it: the tile of changes is as wide as the largest product's inputs."""
+
+    def plan(operator, inputs):
+        dim = inputs // 2 if operator == "solve_gated_adjoint" else 128 if operator == "solve_mlp" else inputs
+        call = Call(operator, 100_000, dim, hidden=inputs, solver="anderson", precision="mixed")
+        found = gpu_plan(call, plans.H100, "cuda")
+        return found["mixed"], found["tile_rows"], found["blocks"] // plans.H100.multiprocessors
+
+    for operator in ("solve_affine", "solve_mlp", "solve_gated", "solve_gated_adjoint"):
+        assert plan(operator, 1280) == (True, 32, 2)
+        assert plan(operator, 1282) == (True, 32, 1)
+        assert plan(operator, 3136) == (True, 32, 1)
+        assert plan(operator, 3138)[:2] == (True, 8)
+        assert plan(operator, 12608)[:2] == (True, 8)
+        assert not plan(operator, 12610)[0]
+
+
+@needs_facts
 def test_few_rows_of_a_large_state_go_to_a_crew():
     call = Call("solve_affine", 1, 2048)
     found = gpu_plan(call, plans.H100, "cuda")
