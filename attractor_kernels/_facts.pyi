@@ -1,5 +1,6 @@
 """Facts of the compiled CPU library (csrc/ops/facts.cpp). torch must be imported first."""
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 class Cuda(TypedDict):
@@ -51,6 +52,7 @@ class CudaSolvePlan(TypedDict):
     shared_bytes: int  # of a block
     scratch_bytes: int  # of all blocks
     placement: str  # of the history
+    measured: bool  # whether the table served the call
 
 class CudaCrewPlan(CudaSolvePlan, total=False):
     """Where the weights are split over blocks."""
@@ -87,6 +89,8 @@ def cuda_plan_solve(
     blocks: int = 0,
     choose_mixed: int = -1,
     choose_crew: int = -1,
+    choose_wgmma: int = -1,
+    table: Sequence[Sequence[int]] = (),
 ) -> CudaCrewPlan:
     """capability: 10 times the major number and the minor one. ValueError where what was chosen cannot be had."""
 

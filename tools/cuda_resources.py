@@ -6,7 +6,7 @@ Needs cuobjdump and nvdisasm (in the CUDA toolkit, or the packages nvidia-cuda-c
 c++filt. Prints, by kernel and architecture: registers of a thread; bytes of stack and of local memory a thread;
 bytes of static shared memory a block; warps that the registers let a multiprocessor hold; and how many instructions
 load or store 16 bytes or more at once (wide_loads, wide_stores), reach a thread's local memory (local) or multiply
-bfloat16 on tensor cores (tensor).
+bfloat16 on tensor cores, by a warp (tensor) or a warpgroup (group).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ COUNTED = {
     "wide_stores": re.compile(r"\bSTG\.E\.\S*(128|256)"),
     "local": re.compile(r"\b(LDL|STL)\b"),
     "tensor": re.compile(r"\bHMMA\.16816\.F32\.BF16\b"),
+    "group": re.compile(r"\bHGMMA\.64x\d+x16\.F32\.BF16\b"),
 }
 
 
@@ -48,7 +49,8 @@ def run(tool: str, *arguments: str, given: str | None = None) -> str:
 
 def short_name(demangled: str) -> str:
     """step_kernel<float, 4, 128> for void ak::cuda::(anonymous namespace)::step_kernel<float, 4, 128>(...)."""
-    name = re.sub(r"\(anonymous namespace\)::|ak::cuda::|ak::", "", demangled).removeprefix("void ")
+    name = re.sub(r"\(anonymous namespace\)::|\([\w:]*ProductKind\)|ak::cuda::|ak::", "", demangled)
+    name = name.removeprefix("void ")
     return name.partition("(")[0].replace("> >", ">>")
 
 

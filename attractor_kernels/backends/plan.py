@@ -6,6 +6,7 @@ The model counts cycles of one multiprocessor. Its constants are published peaks
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -55,7 +56,8 @@ NAMED_DEVICES = {device.name: device for device in (A100, H100, B200)}
 L2_BYTES_A_CYCLE = 48  # what one multiprocessor gets of the second-level cache
 STEP_CYCLES = 3000  # a step's reductions, small solve and barriers: waiting, whatever the tile
 TILE_ENTRIES = 4096  # rows x padded state: 16 entries a thread of 8 warps; twice that spills registers
-LEAST_ENTRIES = 512  # 4 a thread of 4 warps; with fewer the compiler spreads a row, and so adds it up, in another way
+WARP_ENTRIES = 128  # 4 a thread; with fewer the compiler spreads a row, and so adds it up, in another way
+LEAST_ENTRIES = 4 * WARP_ENTRIES
 REGISTERS = 65536  # of a multiprocessor
 THREAD_REGISTERS = 255  # of a thread, all that there are
 
@@ -104,31 +106,30 @@ def plan_solve(
     control: int,
     precision: str,
     rows: int | None = None,
+    choices: Mapping[str, int] | None = None,
 ) -> SolvePlan:
     """The plan of a solve: the tile that finishes the batch's steps first, in a size whose history stays in cache.
 
     products: multiply-adds of f for one row, which is also how many weights a tile reads. vectors, control: float32
-    vectors and float64 numbers of scratch a row needs. rows: of a tile; None: the model's choice. What `use_plan` says
-    goes before the model.
+    vectors and float64 numbers of scratch a row needs. rows: of a tile; None: the model's choice. choices: what goes
+    before the model, as `use_plan` names it.
     """
-    choices = told(kernel, "triton")
+    choices = choices or {}
     rows = choices.get("rows") if rows is None else rows
-    columns = max(16, _power_of_two(dim))
+    columns = tile_columns(dim)
     # A row's arithmetic must not depend on the batch, so the slices follow from the shape of the cell alone.
     inputs = 16  # more would spill registers
-    slice_hidden = min(32, max(16, _power_of_two(hidden))) if hidden else 0
+    slice_hidden = min(32, max(16, power_of_two(hidden))) if hidden else 0
     rate = device.float32_products if precision == "ieee" else device.split_products
 
     def cost(rows: int) -> tuple[float, int]:
-        resident = _resident(_warps(rows, columns))
+        resident = _resident(tile_warps(rows, columns))
         cycles = resident * max(rows * products / rate, products * 4 / L2_BYTES_A_CYCLE) + STEP_CYCLES
         return -(-batch // (rows * device.multiprocessors * resident)) * cycles, rows
 
     if rows is None:
-        # 64 rows would be multiplied by other instructions of the tensor cores than 16, in another order.
-        tiles = (16, 32, 64) if precision == "ieee" else (16, 32)
-        rows = min((r for r in tiles if LEAST_ENTRIES <= r * columns <= TILE_ENTRIES), key=cost)
-    warps = choices.get("warps", _warps(rows, columns))
+        rows = min((r for r in tile_rows(precision) if LEAST_ENTRIES <= r * columns <= TILE_ENTRIES), key=cost)
+    warps = choices.get("warps", tile_warps(rows, columns))
     row_scratch = vectors * columns * 4 + control * 8
     # Three quarters of the cache: weights and the batch's own rows pass through it too.
     cached = max(1, device.l2_bytes * 3 // 4 // (rows * row_scratch))
@@ -179,7 +180,7 @@ class StepPlan:
 def plan_step(*, problems: int, groups: int, entries: int, slots: int, item_bytes: int) -> StepPlan:
     """The plan of a step over [problems, groups, entries]; what `use_plan` says goes before the model."""
     choices = told("anderson_step", "triton")
-    columns = max(16, _power_of_two(entries))
+    columns = max(16, power_of_two(entries))
     whole = groups == 1 and columns <= TILE_ENTRIES
     if not whole:
         columns = min(columns, TILE_ENTRIES // 2)
@@ -201,7 +202,24 @@ def plan_step(*, problems: int, groups: int, entries: int, slots: int, item_byte
     )
 
 
-def _warps(rows: int, columns: int) -> int:
+def product_precision(dtype: torch.dtype, mixed: bool) -> str:
+    """Of a solve's products, as Triton names it; dtype: of its state."""
+    # Products of reduced inputs, or for a tolerance that permits them, lose nothing in three TF32 parts.
+    return "tf32x3" if mixed or dtype != torch.float32 else "ieee"
+
+
+def tile_rows(precision: str) -> tuple[int, ...]:
+    """Rows that a tile may have so that a row's bits do not depend on which; precision: as Triton names it."""
+    # 64 rows would be multiplied by other instructions of the tensor cores than 16, in another order.
+    return (16, 32, 64) if precision == "ieee" else (16, 32)
+
+
+def tile_columns(dim: int) -> int:
+    """The state of a solve, padded."""
+    return max(16, power_of_two(dim))
+
+
+def tile_warps(rows: int, columns: int) -> int:
     return 4 if rows * columns <= TILE_ENTRIES // 4 else 8
 
 
@@ -210,5 +228,6 @@ def _resident(warps: int) -> int:
     return max(1, REGISTERS // (warps * 32 * 256))
 
 
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
+    """The least that is no less."""
     return 1 << max(n - 1, 0).bit_length()

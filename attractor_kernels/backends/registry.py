@@ -1,6 +1,7 @@
 """Which backends there are, whether each can run here, and which one is preferred.
 
-The preference set by `use_backend`, and what `use_plan` says (override.py), are the only global state of the package.
+The preference set by `use_backend`, and what `use_plan` (override.py) and `use_plan_table` (plan_table.py) say, are the
+only global state of the package.
 """
 
 from __future__ import annotations

@@ -89,24 +89,41 @@ def info(
     ] = None,
     solver: Annotated[str, typer.Option(help="Solver of a plan: auto, picard, anderson.")] = "auto",
     shape: Annotated[str, typer.Option(help="batch x state of a GPU plan.")] = "4096x256",
-    device: Annotated[str, typer.Option(help="GPU of a plan, which need not be there: A100, H100, B200.")] = "H100",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="GPU of a plan, which need not be there: A100, H100, B200. Default: that of the table, or H100."
+        ),
+    ] = None,
     backend: Annotated[str, typer.Option(help="Of a GPU plan: triton, cuda.")] = "triton",
     history: Annotated[int, typer.Option(min=1, max=32, help="Differences a GPU plan keeps.")] = 5,
     hidden: Annotated[int, typer.Option(min=0, help="Hidden units of an MLP. Default: as many as the state.")] = 0,
     dtype: Annotated[str, typer.Option(help="State of a GPU plan: float32, bfloat16, float16, float64.")] = "float32",
     precision: Annotated[str, typer.Option(help="Of a GPU plan: full, mixed.")] = "full",
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Table of measured plans, as python -m benchmarks.gpu writes it."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Versions, backends and why one cannot run, and what the kernels choose for this machine, or a GPU elsewhere."""
+    from attractor_kernels.backends import PlanTable, use_plan_table
+
     from .contenders import PRECISIONS
     from .gpu_plan import BACKENDS, DEVICES, OPERATORS, STATE_DTYPES, Call, gpu_plan
-    from .info import collect, renderables
+    from .info import collect, renderables, table_facts
 
     chosen_solver = choices("solver", [solver], ("auto", "picard", "anderson"))[0]
     named = [part for value in plan or () for part in value.split(",") if part]
     operators = [name for name in named if name in OPERATORS]
     found = collect(shapes([name for name in named if name not in operators], ()), chosen_solver)
-    choices("device", [device], tuple(DEVICES))
+    measured = None if table is None else _checked(PlanTable.read, table)
+    devices = DEVICES if measured is None else {**DEVICES, measured.device.name: measured.device}
+    device = device or (measured.device.name if measured is not None else "H100")
+    if device not in devices:  # a name may have a comma
+        raise typer.BadParameter(f"device must be one of {', '.join(devices)}; got {device!r}")
     choices("backend", [backend], BACKENDS)
     choices("dtype", [dtype], STATE_DTYPES)
     choices("precision", [precision], PRECISIONS)
@@ -114,7 +131,10 @@ def info(
     for name in operators:
         call = Call(name, batch, dim, hidden, chosen_solver, history, dtype, precision)
         title = f"{name} {shape} on {device}, {backend}"
-        found["plans"][title] = _checked(gpu_plan, call, DEVICES[device], backend)
+        with use_plan_table(measured):
+            found["plans"][title] = _checked(gpu_plan, call, devices[device], backend)
+    if measured is not None:
+        found["table"] = {"file": str(table), **table_facts(measured)}
     if as_json:
         emit(found)
         return

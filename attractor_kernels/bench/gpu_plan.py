@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from attractor_kernels.backends import override, triton
+from attractor_kernels.backends import override, plan_table, triton
 from attractor_kernels.backends import plan as plans
 from attractor_kernels.backends.triton import planning
 
@@ -51,13 +52,39 @@ class Call:
     def units(self) -> int:
         return (self.hidden or self.dim) if self.operator.startswith("solve_mlp") else 0
 
+    def kind(self, backend: str) -> plan_table.Kind:
+        """As a table of plans calls it; of operators that solve."""
+        return plan_table.kind_of(
+            backend,
+            self.operator,
+            dtype=getattr(torch, self.dtype),
+            mixed=self.precision == "mixed",
+            solver=self.code,
+            batch=self.batch,
+            dim=self.dim,
+            hidden=self.units,
+        )
+
 
 def gpu_plan(call: Call, device: plans.DeviceFacts, backend: str) -> dict[str, Any]:
-    """The plan as plain values.
+    """The plan as plain values; "chosen_by": of what `use_plan` knows, whether "hand", "table" or "model" chose it.
 
     Raises ValueError where the backend has no kernel for the call, or its plans are not built.
     """
-    return _triton(call, device) if backend == "triton" else _cuda(call, device)
+    plan = _triton(call, device) if backend == "triton" else _cuda(call, device)
+    table_serves = plan.pop("measured", True)  # the library leaves out an entry that cannot be had
+    return {**plan, "chosen_by": _chosen_by(call, device, backend, table_serves)}
+
+
+def _chosen_by(call: Call, device: plans.DeviceFacts, backend: str, table_serves: bool) -> dict[str, str]:
+    choices: Mapping[str, int]
+    if call.operator == "anderson_step":  # of which no table has anything
+        choices, who = override.told(call.operator, backend), "hand"
+    else:
+        choices, who = plan_table.choices_for(device.name, call.kind(backend))
+    if who == "table" and not table_serves:
+        choices = {}
+    return {name: who if name in choices else "model" for name in override.choosable(call.operator, backend)}
 
 
 def _triton(call: Call, device: plans.DeviceFacts) -> dict[str, Any]:
@@ -106,6 +133,7 @@ def _cuda(call: Call, device: plans.DeviceFacts) -> dict[str, Any]:
     wide = max(item, 4)  # the halves are solved in float32
     major, minor = device.capability
     choices = override.told(call.operator, "cuda")
+    table = plan_table.in_use()
     solve = facts.cuda_plan_solve(
         call.operator,
         call.batch,
@@ -118,12 +146,14 @@ def _cuda(call: Call, device: plans.DeviceFacts) -> dict[str, Any]:
         *where,
         10 * major + minor,
         *override.cuda_choices(choices),
+        table=table.library_rows(device.name) if table is not None else (),
     )
     products = planning.multiply_adds(call.operator, call.dim, call.units)
     # Of a step whose product is of changes, where there are such.
     rate = device.bfloat16_products if solve["mixed"] else device.float32_products * 4 / wide
     weight_bytes = products * (2 if solve["mixed"] else wide)
-    resident = "members" in solve  # a crew reads its weights once, and shares the products
+    # A crew reads its weights once, and shares the products.
+    resident = "members" in solve or solve["products"] == "wgmma"
     return {
         "device": device.name,
         **solve,

@@ -38,6 +38,12 @@ def collect(plans: Sequence[tuple[int, int]] = (), solver: str = "auto") -> dict
     }
 
 
+def table_facts(table: backends.PlanTable) -> dict[str, Any]:
+    """Of a table of measured plans."""
+    chosen = sum(bool(entry.choices) for entry in table.entries)
+    return {"device": table.device.name, **table.about, "entries": len(table.entries), "with_choices": chosen}
+
+
 def renderables(found: dict[str, Any]) -> Iterator[RenderableType]:
     """The same for people."""
     yield _table("versions", found["versions"])
@@ -62,6 +68,8 @@ def renderables(found: dict[str, Any]) -> Iterator[RenderableType]:
         rows |= {f"cache {level}": f"{size / 1024:.0f} KiB" for level, size in kernels["cache_bytes"].items()}
         rows |= {f"built with {name}": value for name, value in built.items()}
         yield _table("kernels", rows)
+    if "table" in found:
+        yield _table("table of measured plans", found["table"])
     for shape, plan in found["plans"].items():
         yield _table(f"plan {shape}", plan or {"": "no compiled kernels, no plan"})
 
@@ -69,5 +77,9 @@ def renderables(found: dict[str, Any]) -> Iterator[RenderableType]:
 def _table(title: str, rows: dict[str, Any]) -> Table:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in rows.items():
-        table.add_row(name, str(value))
+        table.add_row(name, _text(value))
     return table
+
+
+def _text(value: Any) -> str:
+    return ", ".join(f"{name}: {one}" for name, one in value.items()) if isinstance(value, dict) else str(value)

@@ -9,7 +9,7 @@ from ..info import SolveInfo
 from ..options import Auto, Gradient, Implicit, Solver, check_bool
 from ..solve.fixed_point import solve
 from ..solve.maps import ModuleMap
-from ..solve.spec import default_precision, make_spec
+from ..solve.spec import HALVES, default_precision, make_spec
 from .cells import Cell
 
 
@@ -85,7 +85,7 @@ class FixedPoint(nn.Module):
         if z0 is None:
             initial_state = getattr(module, "initial_state", torch.zeros_like)
             z0 = initial_state(x)
-        spec = self._full if default_precision() == "full" else self._mixed
+        spec = self._full if default_precision() == "full" and getattr(z0, "dtype", None) not in HALVES else self._mixed
         f = module.bind(x) if isinstance(module, Cell) else ModuleMap(module, x, self._not_recorded)
         z, self.info = solve(f, z0, spec)
         return z

@@ -15,7 +15,7 @@ from . import gradient as gradients
 from .bound import BoundCell
 from .maps import CheckedMap
 from .run import check_bound, operator_backend, run_map, run_operator
-from .spec import Spec, check_start, make_spec
+from .spec import HALVES, Spec, check_start, make_spec
 
 # Checking the arguments costs more than a small solve, and so does hashing them. The last ones given, their objects as
 # they were, and what was made of all of them so far, by value:
@@ -67,7 +67,8 @@ def fixed_point(
             problem that diverged or met NaN or Inf returns its best finite iterate either way.
         trace: record the residual of every step in info.trace.
         precision: "full", "mixed" (fused kernels may take products of differences in 8 or 16 bits, to the same true
-            residual) or None: full where torch.get_float32_matmul_precision() is "highest", else mixed.
+            residual) or None: mixed for bfloat16 and float16, else full where torch.get_float32_matmul_precision() is
+            "highest" and mixed where it is not.
         backend: "auto", or "cuda", "triton", "cpu", "reference" by name: an error where it cannot run the solve. What
             has no kernel in any of them (Broyden, a state that torch.func transforms) runs in plain torch.
 
@@ -82,6 +83,8 @@ def fixed_point(
     >>> round(float(z), 6), ak.Status(int(info.status)).name
     (0.739085, 'CONVERGED')
     """
+    if precision is None and getattr(z0, "dtype", None) in HALVES:
+        precision = "mixed"
     key = (solver, gradient, rtol, atol, max_steps, min_steps, batch_ndim, mixing_ndim, keep, trace, precision, backend)
     spec = _spec(key)
     return solve(f, z0, spec)

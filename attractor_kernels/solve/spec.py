@@ -26,10 +26,13 @@ from ..options import (
 )
 
 PRECISIONS = ("full", "mixed")
+# States whose own products are in few bits: what precision=None stands for with them does not depend on the setting for
+# float32.
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def default_precision() -> str:
-    """What precision=None stands for now."""
+    """What precision=None stands for now, but for HALVES, whose products of differences are always permitted."""
     return "full" if torch.get_float32_matmul_precision() == "highest" else "mixed"
 
 

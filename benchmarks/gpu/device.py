@@ -10,12 +10,14 @@ import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attractor_kernels import backends
+from attractor_kernels.backends.plan import H100, DeviceFacts
 from attractor_kernels.bench import compiled, counts, graphed
 from attractor_kernels.bench.timing import HostClock, Stopwatch
 
@@ -29,16 +31,22 @@ class Device(ABC):
         where: of tensors.
         backends: those whose kernels are compared, side by side.
         stopwatch: times calls.
+        facts: what a plan depends on.
     """
 
     where: torch.device
     backends: tuple[str, ...]
     stopwatch: Stopwatch
+    facts: DeviceFacts
 
     @property
     def kernels(self) -> tuple[str, ...]:
         """The backends with kernels of ours."""
         return tuple(name for name in self.backends if name != "reference")
+
+    def runs(self, backend: str) -> str:
+        """Whose kernels run what is planned for a backend."""
+        return backend
 
     @abstractmethod
     def synchronize(self) -> None: ...
@@ -104,6 +112,7 @@ class Gpu(Device):
         self.where = torch.device("cuda", torch.cuda.current_device())
         self.backends = ("cuda", "triton")
         self.stopwatch = EventClock(self.where)
+        self.facts = DeviceFacts.of(self.where)
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()
@@ -191,7 +200,11 @@ class Dry(Device):
         self.where = torch.device("cpu")
         self.backends = ("cpu",) if backends.available()["cpu"] else ("reference",)
         self.stopwatch = HostClock(shortest=1e-5)
+        self.facts = replace(H100, name="a CPU in the place of an H100")
         self._printed: dict[str, str] = {}
+
+    def runs(self, backend: str) -> str:
+        return self.backends[0]
 
     def synchronize(self) -> None:
         pass

@@ -166,11 +166,34 @@ def target_table(found: Sequence[Target]) -> Table:
     return table
 
 
+def plans_table(cases: dict[str, dict[str, Any]]) -> Table:
+    """A line a call of the section `plans`: the model's plan, the fastest other one, and whether a table takes it."""
+    table = Table(title="plans", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("call", "the model's", "fastest other", "", "in the table"):
+        table.add_column(name)
+    for name, case in cases.items():
+        if "entry" not in case:
+            table.add_row(name, "-", str(case.get("cannot", ""))[:60])
+            continue
+        measured = case["entry"]["measured"]
+        timed = [one for one in measured["others"] if "median" in one]
+        best = min(timed, key=lambda one: one["median"], default=None)
+        other = (seconds(best["median"]), _choices(best["choices"])) if best else ("-", "")
+        table.add_row(name, seconds(measured["model"]["median"]), *other, _choices(case["entry"]["choices"]))
+    return table
+
+
+def _choices(choices: dict[str, int]) -> str:
+    return " ".join(f"{name} {value}" for name, value in choices.items())
+
+
 def renderables(states: dict[str, State], report: Report) -> list[RenderableType]:
     """What is printed last."""
     found: list[RenderableType] = [short_table(report)] if report.rows else []
     if not report.settings["dry"]:  # a CPU is asked for nothing
         found.append(target_table(targets(states)))
+    if "plans" in states:
+        found.append(plans_table(states["plans"].cases))
     return [*found, section_table(states)]
 
 

@@ -37,6 +37,7 @@ SECTIONS = {
         Section("maps", "unknown maps: the loop on the device and on the host", 45, 30),
         Section("training", "gradients and peak memory", 60, 30),
         Section("activity", "launches and waits of the host", 30, 15),
+        Section("plans", "the cost model's plans beside others, and a table of the better ones", 400, 60),
     )
 }
 

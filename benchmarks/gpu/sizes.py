@@ -62,6 +62,29 @@ class Transformer:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """A call whose plans are compared; an adjoint is that of a backward pass."""
+
+    operator: str
+    batch: int
+    dim: int
+    solver: str = "auto"
+    precision: str = "full"
+    dtype: str = "float32"
+
+    @property
+    def cell(self) -> str:
+        return self.operator.split("_")[1]
+
+    @property
+    def which(self) -> str:
+        return "backward" if self.operator.endswith("_adjoint") else "forward"
+
+    def __str__(self) -> str:
+        return f"{self.operator} {self.batch}x{self.dim} {self.solver} {self.precision} {self.dtype}"
+
+
+@dataclass(frozen=True)
 class Sizes:
     """All of them, and the seconds of timing a case may take."""
 
@@ -75,6 +98,8 @@ class Sizes:
     memory: tuple[int, int]  # batch, state
     memory_steps: tuple[int, ...]
     counted: tuple[int, int]  # batch, state
+    plans: tuple[Planned, ...]  # no two in one entry of a table
+    plan_seconds: float  # after which no further plan of a case is tried
     seconds: float
     repeats: int  # of a case, at least
 
@@ -126,6 +151,26 @@ FULL = Sizes(
     memory=(4096, 128),
     memory_steps=(8, 32, 128, 512),
     counted=(4096, 128),
+    plans=(
+        Planned("solve_affine", 65536, 128, "picard", "mixed"),
+        Planned("solve_affine", 65536, 256, "picard", "mixed"),
+        Planned("solve_affine", 4096, 128, "picard", "mixed"),
+        Planned("solve_affine", 4096, 64),
+        Planned("solve_affine", 4096, 128),
+        Planned("solve_affine", 4096, 256),
+        Planned("solve_affine", 1024, 256),
+        Planned("solve_affine", 4096, 512),
+        Planned("solve_affine", 1, 256),
+        Planned("solve_affine", 1, 1024),
+        Planned("solve_affine", 32, 1024),
+        Planned("solve_affine", 256, 2048, "picard"),
+        Planned("solve_affine", 256, 256, dtype="float64"),
+        Planned("solve_mlp", 4096, 128),
+        Planned("solve_mlp_adjoint", 4096, 128),
+        Planned("solve_gated", 4096, 128),
+        Planned("solve_gated_adjoint", 4096, 128),
+    ),
+    plan_seconds=25.0,
     seconds=0.6,
     repeats=5,
 )
@@ -148,6 +193,13 @@ DRY = Sizes(
     memory=(16, 16),
     memory_steps=(4, 16),
     counted=(4, 8),
+    plans=(
+        Planned("solve_affine", 4, 8, "picard", "mixed"),
+        Planned("solve_affine", 100, 24),
+        Planned("solve_affine", 4, 8, dtype="float64"),
+        Planned("solve_gated_adjoint", 3, 8),
+    ),
+    plan_seconds=25.0,
     seconds=0.004,
     repeats=1,
 )

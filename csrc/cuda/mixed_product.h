@@ -1,13 +1,14 @@
 // The products of precision="mixed" (common/mixed_precision.h): of each a row keeps a = x W^T and the x that a stands
-// for; most evaluations add W d to it for the change d of x, rounded to bfloat16, on tensor cores (tensor_product.h),
-// some take the product in full (tile_product.h). What rounding leaves of d stays in the next d. All products of one
-// evaluation of a row are of one kind.
+// for; most evaluations add W d to it for the change d of x, rounded to bfloat16, on tensor cores (tensor_product.h,
+// group_product.h), some take the product in full (tile_product.h). What rounding leaves of d stays in the next d. All
+// products of one evaluation of a row are of one kind.
 //
 // A product in full costs a block as much for one row as for all. So rows that are due for one wait until they are no
 // fewer than those that go on without; what a row computes does not depend on when.
 #pragma once
 
 #include "../common/step_decision.h"
+#include "group_product.h"
 #include "tensor_product.h"
 #include "tile_product.h"
 
@@ -39,18 +40,24 @@ struct alignas(32) MixedSpace {
 // Entries of scratch that a row keeps of a product.
 constexpr int64_t mixed_kept(int64_t outputs, int64_t inputs) { return row_ld(outputs) + row_ld(inputs); }
 
-// Shared memory of a block: MixedSpace, then TileProduct's, then the tile of changes; inputs: the most of a product.
-template <class Shape>
+template <class Shape, ProductKind kind>
+using ChangesTile = std::conditional_t<kind == kWgmma, GroupTile<Shape::rows>, TensorTile<Shape::rows>>;
+
+// Shared memory of a team: MixedSpace, then the tile of changes, whose place TileProduct's takes when it was
+// multiplied. inputs: the most of a product.
+template <class Shape, ProductKind kind>
 constexpr int64_t mixed_product_bytes(int64_t inputs) {
-  return int64_t(sizeof(MixedSpace<Shape>)) + kProductBytes<float, Shape> +
-         Shape::rows * tensor_row_entries(inputs) * int64_t(sizeof(BFloat16));
+  const int64_t tile = padded(ChangesTile<Shape, kind>::entries(inputs) * int64_t(sizeof(BFloat16)), 32);
+  return int64_t(sizeof(MixedSpace<Shape>)) + (tile > kProductBytes<float, Shape> ? tile : kProductBytes<float, Shape>);
 }
 
-template <class Shape_, class Team>
+template <class Shape_, ProductKind kind, class Team>
 class MixedProduct {
   using Warp = typename Team::template Of<kWarp>;
   using Full = TileProduct<float, Shape_, Team>;
-  using Changes = TensorProduct<Shape_::rows, Shape_::threads, Team>;
+  using Changes = std::conditional_t<kind == kWgmma, GroupProduct<Shape_::rows, Team>,
+                                     TensorProduct<Shape_::rows, Shape_::threads, Team>>;
+  using Layout = ChangesTile<Shape_, kind>;
 
  public:
   using Shape = Shape_;
@@ -58,14 +65,14 @@ class MixedProduct {
   static constexpr bool kMixed = true;
 
   // row: what each slot solves, negative where it is idle; scratch: for every slot mixed_kept() entries of each
-  // product; places: where they lie there, and the weights in `packed`.
+  // product; places: where they lie there, and the weights in `packed`, which are as Changes wants them.
   AK_DEVICE MixedProduct(const Team& team, void* shared, const int64_t* row, const ProductPlace* places, float* scratch,
                          const void* packed)
       : team_(team),
         row_(row),
         space_(static_cast<MixedSpace<Shape>*>(shared)),
         full_(team, space_ + 1, space_->full),
-        tile_(reinterpret_cast<BFloat16*>(reinterpret_cast<char*>(space_ + 1) + kProductBytes<float, Shape>)),
+        tile_(reinterpret_cast<BFloat16*>(space_ + 1)),
         places_(places),
         scratch_(scratch),
         packed_(static_cast<const char*>(packed)) {}
@@ -108,14 +115,15 @@ class MixedProduct {
     const ProductPlace& place = places_[index];
     const int64_t ld = row_ld(w.outputs);
     const Rows<float> a{scratch_ + Shape::rows * place.kept, ld}, last{a.data + Shape::rows * ld, row_ld(w.inputs)};
-    const auto* const packed = reinterpret_cast<const MmaA*>(packed_ + place.packed);
+    const char* const packed = packed_ + place.packed;
     team_.warps([&](int warp) {
       const Warp lanes(nullptr);
       for (int slot = warp; slot < Shape::rows; slot += Shape::threads / kWarp)
         lanes.each([&](int lane) { take_change(lane, slot, w.inputs, x[slot], last[slot]); });
+      if constexpr (kind == kWgmma) team_.publish();
     });
-    if (any(space_->full)) full_.apply(index, w, last.to_read(), a);
     if (any(space_->changed)) Changes(packed, tile_, w.outputs, w.inputs).add_to(team_, a.data, a.ld, space_->changed);
+    if (any(space_->full)) full_.apply(index, w, last.to_read(), a);
     return a.to_read();
   }
 
@@ -130,9 +138,8 @@ class MixedProduct {
   // A slot's row of the tile, and in `last` the x that a stands for after this product.
   AK_DEVICE void take_change(int lane, int slot, int64_t inputs, const float* x, float* last) const {
     const bool full = space_->full[slot] >= 0, changed = space_->changed[slot] >= 0;
-    BFloat16* const d = tile_ + slot * tensor_row_entries(inputs);
     AK_ROLLED
-    for (int i = lane * 4; i < int(tensor_padded(inputs, kTensorInputs)); i += kWarp * 4) {
+    for (int i = lane * 4; i < int(Layout::filled(inputs)); i += kWarp * 4) {
       Pack<BFloat16, 4> rounded{};
       const bool inside = i < inputs;  // and what pads a row is zero
       if (inside && full) store_global<4>(last + i, load_global<4>(x + i));
@@ -147,7 +154,7 @@ class MixedProduct {
         }
         store_global<4>(last + i, from);
       }
-      store_pack<4>(d + i, rounded);
+      store_pack<4>(tile_ + Layout::place(inputs, slot, i), rounded);
     }
   }
 
@@ -161,7 +168,7 @@ class MixedProduct {
   const char* const packed_;
 };
 
-template <class T, class Shape, bool mixed, class Team>
-using ProductOf = std::conditional_t<mixed, MixedProduct<Shape, Team>, TileProduct<T, Shape, Team>>;
+template <class T, class Shape, ProductKind kind, class Team>
+using ProductOf = std::conditional_t<kind == kFull, TileProduct<T, Shape, Team>, MixedProduct<Shape, kind, Team>>;
 
 }  // namespace ak::cuda

@@ -21,6 +21,9 @@ struct PlanChoices {
   int64_t blocks = 0;  // in flight
   int mixed = -1;  // products of changes where the precision allows them; negative, here as below: the model's choice
   int crew = -1;   // weights split over blocks, where every product is in full
+  int wgmma = -1;  // products of changes by warpgroups, where the device has those
+
+  bool none() const { return rows == 0 && blocks == 0 && mixed < 0 && crew < 0 && wgmma < 0; }
 };
 
 template <class T>

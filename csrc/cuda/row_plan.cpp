@@ -10,10 +10,11 @@ namespace {
 // cache; both in float32. In float64 either takes twice as long.
 constexpr double kProductTime = 1.0 / 115, kEntryTime = 0.1;
 constexpr double kStepEntries = 4;  // of an entry of the state, moved in a Picard step
-// The same for a product of changes, W on its way from the second-level cache included; the share of products that are
-// in full all the same; and entries moved for each that a row keeps.
-constexpr double kChangeTime = 1.0 / 800, kFullShare = 0.15, kMixedEntries = 2.5;
-constexpr int kTensorCapability = 80;
+// The same for a product of changes: with W on its way from the second-level cache, and with W in shared memory, where
+// reading it takes longer than the product of 32 rows; the share of products that are in full all the same; and entries
+// moved for each that a row keeps.
+constexpr double kChangeTime = 1.0 / 800, kResidentTime = 1.0 / 2000, kFullShare = 0.15, kMixedEntries = 2.5;
+constexpr int kTensorCapability = 80, kGroupCapability = 90;  // the latter's products exist nowhere else
 
 // Entries of scratch that a row keeps of its mixed products.
 int64_t all_kept(const CellSize& size) {
@@ -30,14 +31,16 @@ int64_t most_inputs(const CellSize& size) {
 template <class T>
 struct Cost {
   const CellSize& size;
-  bool mixed = false;
+  ProductKind products = kFull;
 
   static constexpr double kScale = sizeof(T) / 4;
   double dim() const { return double(size.dim); }
   double picard_time() const {
-    const double product = mixed ? kChangeTime + kFullShare * kProductTime : kProductTime;
-    const double moved = size.moved + kStepEntries * dim() + (mixed ? kMixedEntries * double(all_kept(size)) : 0);
-    return kScale * (size.multiply_adds() * product + moved * kEntryTime);
+    const double moved = size.moved + kStepEntries * dim();
+    if (products == kFull) return kScale * (size.multiply_adds() * kProductTime + moved * kEntryTime);
+    const double change = products == kMma ? kChangeTime : kResidentTime;
+    return size.multiply_adds() * (change + kFullShare * kProductTime) +
+           (moved + kMixedEntries * double(all_kept(size))) * kEntryTime;
   }
   double anderson_price(int history) const {
     const double moved = (2 * history + 4) * dim() * kEntryTime, decision = 40.0 * (1 + history);
@@ -54,21 +57,43 @@ struct Cost {
   }
 };
 
+int64_t packed_bytes(const ProductSize& p, ProductKind products) {
+  return padded(products == kMma ? tensor_weight_bytes(p.outputs, p.inputs) : group_weight_bytes(p.outputs, p.inputs),
+                256);
+}
+int64_t packed_bytes(const CellSize& size, ProductKind products) {
+  int64_t sum = 0;
+  for (const ProductSize& p : size.product) sum += packed_bytes(p, products);
+  return sum;
+}
+
 template <class T, class Shape>
-int64_t shared_bytes(const CellSize& size, int slots, bool mixed) {
+int64_t team_shared_bytes(const CellSize& size, int slots, ProductKind products) {
   const int64_t steps = solver_space_bytes<Shape>(slots);
-  if (mixed) return steps + mixed_product_bytes<Shape>(most_inputs(size));
+  if (products == kMma) return steps + mixed_product_bytes<Shape, kMma>(most_inputs(size));
+  if (products == kWgmma) return steps + mixed_product_bytes<Shape, kWgmma>(most_inputs(size));
   const int64_t product = int64_t(sizeof(SolverSpace<Shape>)) + kProductBytes<T, Shape>;
   return steps > product ? steps : product;
 }
+template <class T, class Shape>
+int64_t shared_bytes(const CellSize& size, int slots, ProductKind products, int teams) {
+  const int64_t resident = products == kWgmma ? packed_bytes(size, products) : 0;
+  return resident + teams * team_shared_bytes<T, Shape>(size, slots, products);
+}
 
-// Whether mixed products are to be had and pay. From what a row alone decides: its bits are those of any batch.
+// Which products are to be had and pay. From what a row alone decides: its bits are those of any batch.
 template <class T>
-bool mixed_pays(const CellSize& size, const SolveOptions& options, int slots, const DeviceFacts& device, int chosen) {
-  if (sizeof(T) != 4 || !mixed_allowed(options) || device.capability < kTensorCapability) return false;
-  const bool pays = Cost<T>{size, true}.picard_time() < Cost<T>{size}.picard_time();
-  return (chosen < 0 ? pays : chosen > 0) &&
-         shared_bytes<T, MixedTiles::Narrow>(size, slots, true) <= device.shared_per_block;
+ProductKind choose_products(const CellSize& size, const SolveOptions& options, int slots, const DeviceFacts& device,
+                            const PlanChoices& choices) {
+  if (sizeof(T) != 4 || !mixed_allowed(options) || device.capability < kTensorCapability) return kFull;
+  const auto fits = [&](int64_t bytes) { return bytes <= device.shared_per_block; };
+  ProductKind best = kFull;
+  if (fits(shared_bytes<T, MixedTiles::Narrow>(size, slots, kMma, 1))) best = kMma;
+  if (device.capability == kGroupCapability && choices.wgmma != 0 &&
+      fits(shared_bytes<T, MixedTiles::Wide>(size, slots, kWgmma, kGroupTeams)))
+    best = kWgmma;
+  const bool pays = Cost<T>{size, best}.picard_time() < Cost<T>{size}.picard_time();
+  return (choices.mixed < 0 ? pays : choices.mixed > 0) ? best : kFull;
 }
 
 // Where the mixed products of a row lie, and their weights.
@@ -77,21 +102,23 @@ void place_products(RowPlan& plan, const CellSize& size) {
     const ProductSize& p = size.product[k];
     plan.place[k] = {plan.mixed_kept, plan.packed_bytes};
     plan.mixed_kept += mixed_kept(p.outputs, p.inputs);
-    plan.packed_bytes += padded(tensor_weight_bytes(p.outputs, p.inputs), 256);
+    plan.packed_bytes += packed_bytes(p, plan.products);
   }
 }
 
 template <class T, class Shape>
 void fill(RowPlan& plan, const CellSize& size, int slots, const DeviceFacts& device, int64_t blocks) {
+  const int64_t tiles = (size.rows + Shape::rows - 1) / Shape::rows;
   plan.tile_rows = Shape::rows;
   plan.threads = Shape::threads;
-  plan.shared_bytes = shared_bytes<T, Shape>(size, slots, plan.mixed);
+  plan.teams = plan.products == kWgmma && tiles > device.processors ? kGroupTeams : 1;
+  plan.team_shared = team_shared_bytes<T, Shape>(size, slots, plan.products);
+  plan.shared_bytes = shared_bytes<T, Shape>(size, slots, plan.products, plan.teams);
   const int64_t resident = device.shared_per_block / plan.shared_bytes;
-  const int64_t most = Shape::threads > 128 || plan.mixed ? 2 : 3;
-  const int64_t tiles = (size.rows + Shape::rows - 1) / Shape::rows;
+  const int64_t most = plan.products == kWgmma ? 1 : Shape::threads > 128 || plan.products == kMma ? 2 : 3;
   const int64_t room = device.processors * (resident < 1 ? 1 : resident < most ? resident : most);
-  const int64_t most_blocks = blocks > 0 ? blocks : room;
-  plan.blocks = tiles < most_blocks ? tiles : most_blocks;
+  const int64_t most_blocks = blocks > 0 ? blocks : room, wanted = (tiles + plan.teams - 1) / plan.teams;
+  plan.blocks = wanted < most_blocks ? wanted : most_blocks;
 }
 
 template <class T, class Shapes>
@@ -99,7 +126,7 @@ void choose_tile(RowPlan& plan, const CellSize& size, int slots, const DeviceFac
                  const PlanChoices& choices) {
   using Wide = typename Shapes::Wide;
   using Narrow = typename Shapes::Narrow;
-  const bool fits = shared_bytes<T, Wide>(size, slots, plan.mixed) <= device.shared_per_block;
+  const bool fits = shared_bytes<T, Wide>(size, slots, plan.products, 1) <= device.shared_per_block;
   if (choices.rows != 0 && choices.rows != Wide::rows && choices.rows != Narrow::rows)
     plan.refused = Wide::rows == Narrow::rows ? "a tile of float64 has 16 rows" : "a tile has 8 or 32 rows";
   else if (choices.rows == Wide::rows && !fits)
@@ -119,19 +146,19 @@ RowPlan plan_rows(const CellSize& size, const SolveOptions& options, const Devic
                   const PlanChoices& choices) {
   RowPlan plan{};
   const int valid = int(options.history < size.dim ? options.history : size.dim);
-  plan.mixed = mixed_pays<T>(size, options, options.solver == kPicard ? 0 : valid + 1, device, choices.mixed);
-  const Cost<T> cost{size, plan.mixed};
+  plan.products = choose_products<T>(size, options, options.solver == kPicard ? 0 : valid + 1, device, choices);
+  const Cost<T> cost{size, plan.products};
   plan.history = options.solver == kPicard ? 0 : options.solver == kAuto ? cost.auto_history(valid) : valid;
   plan.anderson_price = cost.anderson_price(plan.history);
   const int slots = options.solver == kPicard ? 0 : plan.history + 1;
-  if (plan.mixed)
+  if (plan.mixed())
     choose_tile<T, MixedTiles>(plan, size, slots, device, choices);
   else
     choose_tile<T, Tiles<T>>(plan, size, slots, device, choices);
   plan.columns = device_control_columns(1, row_ld(size.dim), slots);
-  if (plan.mixed) place_products(plan, size);
-  plan.block_bytes = solver_block_bytes<T>(plan.tile_rows, size, slots, plan.mixed_kept, plan.columns);
-  plan.scratch_bytes = kQueueBytes + plan.packed_bytes + plan.blocks * plan.block_bytes;
+  if (plan.mixed()) place_products(plan, size);
+  plan.team_bytes = solver_team_bytes<T>(plan.tile_rows, size, slots, plan.mixed_kept, plan.columns);
+  plan.scratch_bytes = kQueueBytes + plan.packed_bytes + plan.blocks * plan.teams * plan.team_bytes;
   return plan;
 }
 

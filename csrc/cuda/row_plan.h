@@ -37,6 +37,10 @@ struct Tiles {
   using Wide = TileShape<4, 2, 16>;
   using Narrow = TileShape<1, 4, 8>;
 };
+// How an evaluation multiplies: in full only, or mostly changes (mixed_product.h), by which instructions.
+enum ProductKind { kFull, kMma, kWgmma };
+constexpr int kGroupTeams = 2;  // of a block that multiplies by wgmma, at most
+
 // With products of changes a product in full is the rarer: half a slice leaves registers to the others. And two wide
 // tiles share a multiprocessor, so that the passes over one overlap the products of the other.
 struct MixedTiles {
@@ -57,32 +61,38 @@ struct ProductPlace {
 
 struct RowPlan {
   int tile_rows;
-  int threads;
-  bool mixed;             // products of changes on tensor cores (mixed_product.h)
+  int threads;  // of a team, which has a tile to itself
+  int teams;    // of a block
+  ProductKind products;
   int history;            // kept per row; Auto chooses its own
   double anderson_price;  // cost of an Anderson step over a Picard step, as Auto counts it
   int64_t blocks;
-  int64_t shared_bytes;
+  int64_t shared_bytes;  // of a block: the weights where it multiplies by wgmma, and its teams
+  int64_t team_shared;   // of them, a team's
   ProductPlace place[kMaxProducts];
   int64_t mixed_kept;     // entries of scratch of a row, for its mixed products
   int64_t packed_bytes;   // of scratch: the weights for mixed products
-  int64_t scratch_bytes;  // the queue, the weights, and all blocks
-  int64_t block_bytes;    // of them, a block's
+  int64_t scratch_bytes;  // the queue, the weights, and all teams
+  int64_t team_bytes;     // of them, a team's
   int64_t columns;        // doubles of a row's control
   const char* refused;    // why it cannot be as chosen by hand; or null
+
+  bool mixed() const { return products != kFull; }
 };
 
-// f(shape, mixed) for the shape of tile and the kind of products that a plan chose.
+// f(shape, products) for the shape of tile and the kind of products that a plan chose.
 template <class Cell, class F>
 auto with_variant(const RowPlan& plan, const F& f) {
-  const auto chosen = [&](auto shapes, auto mixed) {
+  const auto chosen = [&](auto shapes, auto products) {
     using Shapes = decltype(shapes);
-    if (plan.tile_rows == Shapes::Wide::rows) return f(typename Shapes::Wide{}, mixed);
-    return f(typename Shapes::Narrow{}, mixed);
+    if (plan.tile_rows == Shapes::Wide::rows) return f(typename Shapes::Wide{}, products);
+    return f(typename Shapes::Narrow{}, products);
   };
-  if constexpr (Cell::kMixed)
-    if (plan.mixed) return chosen(MixedTiles{}, std::true_type{});
-  return chosen(Tiles<typename Cell::Scalar>{}, std::false_type{});
+  if constexpr (Cell::kMixed) {
+    if (plan.products == kMma) return chosen(MixedTiles{}, std::integral_constant<ProductKind, kMma>{});
+    if (plan.products == kWgmma) return chosen(MixedTiles{}, std::integral_constant<ProductKind, kWgmma>{});
+  }
+  return chosen(Tiles<typename Cell::Scalar>{}, std::integral_constant<ProductKind, kFull>{});
 }
 
 struct ProductSize {

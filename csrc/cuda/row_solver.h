@@ -37,10 +37,10 @@ constexpr int64_t solver_space_bytes(int slots) {
   return int64_t(sizeof(SolverSpace<Shape>)) + Shape::threads / kWarp * warp_space_bytes(slots);
 }
 
-// A block's part of scratch: of every row four states (two iterates, f, the best), the rings, what the cell keeps, what
+// A team's part of scratch: of every row four states (two iterates, f, the best), the rings, what the cell keeps, what
 // mixed products do, the control.
 template <class T>
-constexpr int64_t solver_block_bytes(int rows, const CellSize& size, int slots, int64_t mixed_kept, int64_t columns) {
+constexpr int64_t solver_team_bytes(int rows, const CellSize& size, int slots, int64_t mixed_kept, int64_t columns) {
   const int64_t entries = (4 + 2 * int64_t(slots)) * row_ld(size.dim) + row_ld(size.kept) + mixed_kept;
   return padded(rows * (int64_t(sizeof(T)) * entries + 8 * columns), 256);
 }
@@ -56,8 +56,8 @@ class RowSolver {
   using Step = StepBody<T, kSumPack, Warp>;  // for the order of its sums
 
  public:
-  // scratch: of this block. packed: the weights for mixed products. queue(): the next row to be solved, past the last
-  // one where none is left.
+  // shared, scratch: of this team. packed: the weights for mixed products. queue(): the next row to be solved, past the
+  // last one where none is left.
   AK_DEVICE RowSolver(const Problem& problem, const SolveOptions& options, const SolveResult<T>& result,
                       const RowPlan& plan, const Team& team, void* shared, void* scratch, const void* packed,
                       const Queue& queue)

@@ -22,51 +22,77 @@ struct RowQueue {
   AK_DEVICE int64_t operator()() const { return int64_t(atomicAdd(next, 1ull)); }
 };
 
-template <class Cell, class Shape, bool mixed>
-__global__ void __launch_bounds__(Shape::threads, Shape::threads > 128 ? 1 : 2)
+// Blocks whose teams share W in shared memory have a multiprocessor to themselves.
+template <class Shape, ProductKind products>
+constexpr int kSolveThreads = Shape::threads * (products == kWgmma ? kGroupTeams : 1);
+
+template <class Cell, class Shape, ProductKind products>
+__global__ void __launch_bounds__(kSolveThreads<Shape, products>, kSolveThreads<Shape, products> > 128 ? 1 : 2)
     solve_kernel(const __grid_constant__ SolveArguments<Cell> a) {
-  extern __shared__ __align__(32) unsigned char shared[];
-  using Team = DeviceTeam<Shape::threads>;
-  using Product = ProductOf<typename Cell::Scalar, Shape, mixed, Team>;
+  extern __shared__ __align__(128) unsigned char shared[];
+  constexpr int kTeams = kSolveThreads<Shape, products> / Shape::threads;
+  using Team = DeviceTeam<Shape::threads, kTeams>;
+  using Product = ProductOf<typename Cell::Scalar, Shape, products, Team>;
   const Team team(nullptr);
   const RowQueue queue{reinterpret_cast<unsigned long long*>(a.scratch)};
-  const char* const packed = a.scratch + kQueueBytes;
-  char* const scratch = a.scratch + kQueueBytes + a.plan.packed_bytes + blockIdx.x * a.plan.block_bytes;
-  RowSolver<Cell, Product, Team, RowQueue> solver(a.problem, a.options, a.result, a.plan, team, shared, scratch, packed,
+  const char* packed = a.scratch + kQueueBytes;
+  const int which = kTeams > 1 ? int(threadIdx.x) / Shape::threads : 0;
+  unsigned char* space = shared + which * a.plan.team_shared;
+  if constexpr (products == kWgmma) {
+    const auto* const from = reinterpret_cast<const uint4*>(packed);
+    for (int i = int(threadIdx.x); i < int(a.plan.packed_bytes) / 16; i += int(blockDim.x))
+      reinterpret_cast<uint4*>(shared)[i] = from[i];
+    team.publish();
+    __syncthreads();
+    packed = reinterpret_cast<const char*>(shared);
+    space += a.plan.packed_bytes;
+  }
+  char* const scratch =
+      a.scratch + kQueueBytes + a.plan.packed_bytes + (blockIdx.x * a.plan.teams + which) * a.plan.team_bytes;
+  RowSolver<Cell, Product, Team, RowQueue> solver(a.problem, a.options, a.result, a.plan, team, space, scratch, packed,
                                                   queue);
   solver.solve();
 }
 
-template <class T>
-__global__ void pack_kernel(const __grid_constant__ Matrix<T> weight, MmaA* packed, int64_t count) {
+template <ProductKind products>
+__global__ void pack_kernel(const __grid_constant__ Matrix<float> weight, char* packed, int64_t count) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < count) pack_tensor_weights(weight, packed, i);
+  if (i >= count) return;
+  if constexpr (products == kMma)
+    pack_tensor_weights(weight, reinterpret_cast<MmaA*>(packed), i);
+  else
+    pack_group_weights(weight, reinterpret_cast<BFloat16*>(packed), i);
 }
 
 // Packs all weights of a solve.
-template <class Cell>
+template <ProductKind products, class Cell>
 void pack(const SolveArguments<Cell>& a, cudaStream_t stream) {
   constexpr int kThreads = 256;
   for (int index = 0; index < Cell::kProducts; ++index) {
     const Matrix<float> weight = Cell::matrix(a.problem, index);
-    auto* const packed = reinterpret_cast<MmaA*>(a.scratch + kQueueBytes + a.plan.place[index].packed);
-    const int64_t count = tensor_weight_bytes(weight.outputs, weight.inputs) / int64_t(sizeof(MmaA));
+    char* const packed = a.scratch + kQueueBytes + a.plan.place[index].packed;
+    const int64_t count = products == kMma
+                              ? tensor_weight_bytes(weight.outputs, weight.inputs) / int64_t(sizeof(MmaA))
+                              : group_weight_bytes(weight.outputs, weight.inputs) / int64_t(sizeof(BFloat16));
     const int64_t blocks = (count + kThreads - 1) / kThreads;
-    pack_kernel<float><<<dim3(unsigned(blocks)), dim3(kThreads), 0, stream>>>(weight, packed, count);
+    pack_kernel<products><<<dim3(unsigned(blocks)), dim3(kThreads), 0, stream>>>(weight, packed, count);
   }
 }
 
 template <class Cell>
 cudaError_t launch(const SolveArguments<Cell>& a, cudaStream_t stream) {
-  const auto kernel =
-      with_variant<Cell>(a.plan, [](auto shape, auto mixed) { return solve_kernel<Cell, decltype(shape), mixed>; });
+  const auto kernel = with_variant<Cell>(
+      a.plan, [](auto shape, auto products) { return solve_kernel<Cell, decltype(shape), products>; });
   const int shared = int(a.plan.shared_bytes);
   if (const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared))
     return error;
   if (const auto error = cudaMemsetAsync(a.scratch, 0, sizeof(unsigned long long), stream)) return error;
-  if constexpr (Cell::kMixed)
-    if (a.plan.mixed) pack(a, stream);
-  kernel<<<dim3(unsigned(a.plan.blocks)), dim3(unsigned(a.plan.threads)), size_t(shared), stream>>>(a);
+  if constexpr (Cell::kMixed) {
+    if (a.plan.products == kMma) pack<kMma>(a, stream);
+    if (a.plan.products == kWgmma) pack<kWgmma>(a, stream);
+  }
+  const int threads = a.plan.threads * a.plan.teams;
+  kernel<<<dim3(unsigned(a.plan.blocks)), dim3(unsigned(threads)), size_t(shared), stream>>>(a);
   return cudaGetLastError();
 }
 

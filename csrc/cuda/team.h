@@ -27,8 +27,8 @@ struct TeamSpace {
 
 #if defined(__CUDACC__)
 
-// A warp, or a whole block.
-template <int threads>
+// A warp, a whole block, or one of several teams of a block, which no barrier of theirs ties together.
+template <int threads, int teams = 1>
 class DeviceTeam {
  public:
   static constexpr int kThreads = threads;
@@ -47,6 +47,11 @@ class DeviceTeam {
   AK_DEVICE void each(const F& f) const {
     f(rank());
     sync();
+  }
+  // Without the barrier: what f writes only its own thread reads.
+  template <class F>
+  AK_DEVICE void alone(const F& f) const {
+    f(rank());
   }
   template <class F>
   AK_DEVICE void first(const F& f) const {
@@ -131,6 +136,7 @@ class DeviceTeam {
   }
 
   AK_DEVICE bool all(Private<bool>& values) const {
+    static_assert(teams == 1);
     if constexpr (threads > kWarp)
       return __syncthreads_and(values.value);
     else
@@ -144,9 +150,30 @@ class DeviceTeam {
     mma_sync(c(rank()), a(rank()), b(rank()));
   }
 
-  AK_DEVICE int rank() const { return threads > kWarp ? int(threadIdx.x) : int(threadIdx.x) % kWarp; }
+  // A warpgroup's: c(rank) += A_i B_i for i < count, the operands described and so far apart (tensor_core.h). The sums
+  // are complete after end_products; only then may what the operands lie in be written again.
+  template <int n>
+  AK_DEVICE void begin_products(Private<GroupC<n>>& c, uint64_t a, uint64_t b, uint64_t a_apart, uint64_t b_apart,
+                                int count) const {
+    static_assert(threads == kWarpgroup);
+    group_begin(c.value);
+    AK_UNROLLED_2
+    for (int i = 0; i < count; ++i) group_multiply(c.value, a + i * a_apart, b + i * b_apart);
+    group_commit();
+  }
+  template <int n>
+  AK_DEVICE void end_products(Private<GroupC<n>>& c) const {
+    group_wait(c.value);
+  }
+  // After a thread has written operands and before the barrier that others see them from.
+  AK_DEVICE void publish() const { publish_to_group(); }
+  AK_DEVICE uint32_t shared_address(const void* at) const { return uint32_t(__cvta_generic_to_shared(at)); }
+
+  AK_DEVICE int rank() const { return teams > 1 || threads == kWarp ? int(threadIdx.x) % threads : int(threadIdx.x); }
   AK_DEVICE void sync() const {
-    if constexpr (threads > kWarp)
+    if constexpr (threads > kWarp && teams > 1)
+      asm volatile("barrier.sync %0, %1;" ::"r"(1 + int(threadIdx.x) / threads), "n"(threads) : "memory");
+    else if constexpr (threads > kWarp)
       __syncthreads();
     else
       __syncwarp();

@@ -21,10 +21,6 @@ constexpr int64_t tensor_padded(int64_t n, int64_t unit) { return (n + unit - 1)
 constexpr int64_t tensor_weight_bytes(int64_t outputs, int64_t inputs) {
   return tensor_padded(outputs, kTensorOutputs) * tensor_padded(inputs, kTensorInputs) * int64_t(sizeof(BFloat16));
 }
-// Entries from one row of the tile of d to the next: 64 bytes off a multiple of 128, so that 8 lanes that load from two
-// rows meet every bank once.
-constexpr int64_t tensor_row_entries(int64_t inputs) { return tensor_padded(inputs, 64) + 32; }
-
 // Of the 8 inputs of a lane, the first that word `word` of the first or second half's operands holds.
 AK_DEVICE int tensor_input(int lane, int half, int word) { return lane % 4 * 8 + half * 4 + word * 2; }
 
@@ -47,9 +43,20 @@ AK_DEVICE void pack_tensor_weights(const Matrix<float>& w, MmaA* packed, int64_t
   packed[i] = a;
 }
 
+// The tile of changes holds `filled` entries of every row, zero beyond the inputs, input i of a slot at place(). Its
+// rows lie 64 bytes off a multiple of 128 apart, so that 8 lanes that load from two rows meet every bank once.
+template <int rows>
+struct TensorTile {
+  AK_HD_MEMBER static constexpr int64_t filled(int64_t inputs) { return tensor_padded(inputs, kTensorInputs); }
+  AK_HD_MEMBER static constexpr int64_t row_entries(int64_t inputs) { return tensor_padded(inputs, 64) + 32; }
+  AK_HD_MEMBER static constexpr int64_t entries(int64_t inputs) { return rows * row_entries(inputs); }
+  AK_HD_MEMBER static int64_t place(int64_t inputs, int slot, int input) { return slot * row_entries(inputs) + input; }
+};
+
 // The product of a tile of `rows` rows by a block of `threads` threads.
 template <int rows, int threads, class Team>
 class TensorProduct {
+  using Layout = TensorTile<rows>;
   using Warp = typename Team::template Of<kWarp>;
   static constexpr int kWarps = threads / kWarp;
   static constexpr int kColumns = rows / kMmaColumns;  // mmas side by side along the tile's rows
@@ -68,13 +75,13 @@ class TensorProduct {
   };
 
  public:
-  // weights: packed; changes: [rows, tensor_row_entries(inputs)] in shared memory, zero beyond the inputs.
-  AK_DEVICE TensorProduct(const MmaA* weights, const BFloat16* changes, int64_t outputs, int64_t inputs)
-      : weights_(weights),
+  // weights: packed, in global memory; changes: the tile, in shared memory.
+  AK_DEVICE TensorProduct(const void* weights, const BFloat16* changes, int64_t outputs, int64_t inputs)
+      : weights_(static_cast<const MmaA*>(weights)),
         changes_(changes),
         outputs_(int(outputs)),
-        row_entries_(int(tensor_row_entries(inputs))),
-        blocks_(int(tensor_padded(inputs, kTensorInputs)) / kTensorInputs) {}
+        row_entries_(int(Layout::row_entries(inputs))),
+        blocks_(int(Layout::filled(inputs)) / kTensorInputs) {}
 
   // to[row * ld + n] += sum_k d[row][k] W[n][k] for every row with wanted[row] >= 0.
   AK_DEVICE void add_to(const Team& team, float* to, int64_t ld, const int64_t* wanted) const {

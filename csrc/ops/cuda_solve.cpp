@@ -2,8 +2,10 @@
 #include <torch/csrc/stable/library.h>
 
 #include <mutex>
+#include <utility>
 
 #include "../cuda/crew.h"
+#include "../cuda/plan_table.h"
 #include "../cuda/solve_cells.h"
 #include "cuda_call.h"
 #include "solve_operators.h"
@@ -12,27 +14,43 @@ namespace {
 
 using namespace ak::ops;
 
-// What was chosen by hand, by operator; read once a call.
+// What was chosen by hand, by operator, and what was measured, on the devices for which it was; read once a call.
 class Choices {
  public:
-  ak::cuda::PlanChoices of(ak::cuda::SolveOperator op) {
+  ak::cuda::ToldPlan of(const ak::cuda::PlanCall& call, int32_t device) {
     const std::lock_guard lock(mutex_);
-    return choices_[op];
+    if (device >= kMaskBits || (devices_ >> device & 1) == 0) return {choices_[call.op]};
+    return ak::cuda::told_plan(choices_[call.op], table_, call);
   }
   void set(int64_t op, const ak::cuda::PlanChoices& choices) {
     STD_TORCH_CHECK(op >= 0 && op < ak::cuda::kSolveOperators, "no such operator: ", op);
     const std::lock_guard lock(mutex_);
     choices_[op] = choices;
   }
+  void set(int64_t devices, ak::cuda::PlanTable table) {
+    const std::lock_guard lock(mutex_);
+    devices_ = devices;
+    table_ = std::move(table);
+  }
 
  private:
+  static constexpr int kMaskBits = 63;
   std::mutex mutex_;
   ak::cuda::PlanChoices choices_[ak::cuda::kSolveOperators];
+  int64_t devices_ = 0;  // a bit each
+  ak::cuda::PlanTable table_;
 };
 Choices chosen;
 
-void choose_plan(int64_t op, int64_t rows, int64_t blocks, int64_t mixed, int64_t crew) {
-  chosen.set(op, {int(rows), blocks, int(mixed), int(crew)});
+void choose_plan(int64_t op, int64_t rows, int64_t blocks, int64_t mixed, int64_t crew, int64_t wgmma) {
+  chosen.set(op, {int(rows), blocks, int(mixed), int(crew), int(wgmma)});
+}
+
+void use_table(int64_t devices, Tensor rows) {
+  STD_TORCH_CHECK(rows.dim() == 2 && rows.size(1) == ak::cuda::kMeasuredColumns && rows.is_contiguous() &&
+                      rows.is_cpu() && rows.scalar_type() == ScalarType::Long,
+                  "rows must be int64 [entries, ", ak::cuda::kMeasuredColumns, "] on the CPU");
+  chosen.set(devices, ak::cuda::plan_table(static_cast<const int64_t*>(rows.const_data_ptr()), rows.size(0)));
 }
 
 class Cuda {
@@ -48,18 +66,18 @@ class Cuda {
 
   template <class Problem, class T>
   void solve(const Problem& problem, const ak::SolveOptions& options, const ak::SolveResult<T>& result) const {
-    const ak::cuda::PlanChoices choices = chosen.of(ak::cuda::operator_of(problem));
-    by_rows(problem, options, result, ak::cuda::plan_solve(problem, options, facts(), choices));
+    ak::cuda::ToldPlan told = told_for(problem, options);
+    by_rows(problem, options, result, planned(problem, options, facts(), told));
   }
   // Blocks and crews round alike (csrc/cuda/sum_order.h), so the batch may choose.
   template <class T>
   void solve(const ak::AffineProblem<T>& problem, const ak::SolveOptions& options,
              const ak::SolveResult<T>& result) const {
     const ak::cuda::DeviceFacts device = facts();
-    const ak::cuda::PlanChoices choices = chosen.of(ak::cuda::kSolveAffine);
-    const ak::cuda::RowPlan plan = ak::cuda::plan_solve(problem, options, device, choices);
+    ak::cuda::ToldPlan told = told_for(problem, options);
+    const ak::cuda::RowPlan plan = planned(problem, options, device, told);
     ak::cuda::CrewPlan crew{};
-    if (!ak::cuda::crew_beats_rows(problem, options, device, plan, crew, choices.crew))
+    if (!ak::cuda::crew_beats_rows(problem, options, device, plan, crew, told.choices.crew))
       return by_rows(problem, options, result, plan);
     const Tensor scratch = empty(crew.scratch_bytes, ScalarType::Byte);
     call_.done(ak::cuda::solve_with_crew(problem, options, result, crew, scratch.mutable_data_ptr(), call_.stream()));
@@ -70,6 +88,17 @@ class Cuda {
     ak::cuda::DeviceFacts device{};
     call_.done(ak::cuda::device_facts(device));
     return device;
+  }
+  template <class Problem>
+  ak::cuda::ToldPlan told_for(const Problem& problem, const ak::SolveOptions& options) const {
+    return chosen.of(ak::cuda::plan_call(problem, options), z0_.get_device_index());
+  }
+  template <class Problem>
+  static ak::cuda::RowPlan planned(const Problem& problem, const ak::SolveOptions& options,
+                                   const ak::cuda::DeviceFacts& device, ak::cuda::ToldPlan& told) {
+    return ak::cuda::planned(told, [&](const ak::cuda::PlanChoices& choices) {
+      return ak::cuda::plan_solve(problem, options, device, choices);
+    });
   }
   template <class Problem, class T>
   void by_rows(const Problem& problem, const ak::SolveOptions& options, const ak::SolveResult<T>& result,
@@ -87,10 +116,13 @@ class Cuda {
 
 STABLE_TORCH_LIBRARY_IMPL(attractor_kernels, CUDA, m) { AK_IMPLEMENT_SOLVES(m, Cuda); }
 
-// For attractor_kernels/backends/override.py, which is all that calls it. op: a SolveOperator; the rest as PlanChoices.
+// For attractor_kernels/backends/override.py and plan_table.py, which are all that call them. op: a SolveOperator; the
+// rest as PlanChoices. devices: those that the table is of, a bit each; rows: MeasuredPlans.
 STABLE_TORCH_LIBRARY(attractor_kernels_plans, m) {
-  m.def("choose(int op, int rows, int blocks, int mixed, int crew) -> ()");
+  m.def("choose(int op, int rows, int blocks, int mixed, int crew, int wgmma) -> ()");
+  m.def("table(int devices, Tensor rows) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(attractor_kernels_plans, CompositeExplicitAutograd, m) {
   m.impl("choose", TORCH_BOX(&choose_plan));
+  m.impl("table", TORCH_BOX(&use_table));
 }

@@ -3,13 +3,16 @@
 
 #include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "../cuda/affine_cell.h"
 #include "../cuda/crew.h"
 #include "../cuda/gated_cell.h"
 #include "../cuda/mlp_cell.h"
+#include "../cuda/plan_table.h"
 
 namespace py = pybind11;
 
@@ -28,15 +31,20 @@ struct SolveCall {
   ak::SolveOptions options;
   ak::cuda::DeviceFacts device;
   ak::cuda::PlanChoices choices;
+  ak::cuda::PlanTable table;
 };
 
 py::dict tile_facts(const SolveCall& call, const ak::cuda::RowPlan& plan, const char* cell) {
   if (plan.refused != nullptr) throw std::invalid_argument(plan.refused);
   py::dict facts;
   facts["kernel"] = std::string("solve_kernel<") + cell + ">";
-  facts["mixed"] = plan.mixed;
+  facts["mixed"] = plan.mixed();
+  facts["products"] = plan.products == ak::cuda::kFull  ? "full"
+                      : plan.products == ak::cuda::kMma ? "mma.sync"
+                                                        : "wgmma";
   facts["tile_rows"] = plan.tile_rows;
-  facts["warps"] = plan.threads / 32;
+  facts["teams"] = plan.teams;
+  facts["warps"] = plan.teams * plan.threads / 32;
   facts["blocks"] = plan.blocks;
   facts["history"] = plan.history;
   facts["anderson_price"] = plan.anderson_price;
@@ -50,6 +58,7 @@ py::dict crew_facts(const ak::cuda::CrewPlan& plan) {
   py::dict facts;
   facts["kernel"] = plan.cluster ? "crew_kernel, a cluster" : "crew_kernel, the whole grid";
   facts["mixed"] = false;
+  facts["products"] = "full";
   facts["tile_rows"] = plan.rows;
   facts["warps"] = ak::cuda::kCrewThreads / 32;
   facts["blocks"] = plan.members * plan.crews;
@@ -78,14 +87,17 @@ Problem problem_of(const SolveCall& call, bool adjoint) {
 template <class Cell>
 py::dict plan_cell(const SolveCall& call, bool adjoint, const char* name) {
   const auto problem = problem_of<typename Cell::Problem>(call, adjoint);
-  const auto plan =
-      ak::cuda::plan_rows<typename Cell::Scalar>(Cell::size(problem), call.options, call.device, call.choices);
-  if constexpr (std::is_same_v<Cell, ak::cuda::AffineCell<typename Cell::Scalar>>) {
-    ak::cuda::CrewPlan crew{};
-    if (ak::cuda::crew_beats_rows(problem, call.options, call.device, plan, crew, call.choices.crew))
-      return crew_facts(crew);
-  }
-  return tile_facts(call, plan, name);
+  ak::cuda::ToldPlan told = ak::cuda::told_plan(call.choices, call.table, ak::cuda::plan_call(problem, call.options));
+  const ak::cuda::RowPlan plan = ak::cuda::planned(told, [&](const ak::cuda::PlanChoices& choices) {
+    return ak::cuda::plan_rows<typename Cell::Scalar>(Cell::size(problem), call.options, call.device, choices);
+  });
+  ak::cuda::CrewPlan crew{};
+  bool split = false;
+  if constexpr (std::is_same_v<Cell, ak::cuda::AffineCell<typename Cell::Scalar>>)
+    split = ak::cuda::crew_beats_rows(problem, call.options, call.device, plan, crew, told.choices.crew);
+  py::dict facts = split ? crew_facts(crew) : tile_facts(call, plan, name);
+  facts["measured"] = told.measured;
+  return facts;
 }
 
 template <class T>
@@ -102,7 +114,8 @@ py::dict plan_in(const std::string& op, const SolveCall& call) {
 
 py::dict cuda_plan_solve(const std::string& op, int64_t rows, int64_t dim, int64_t hidden, int solver, int history,
                          bool mixed, int element_size, int processors, int shared_per_block, int capability,
-                         int tile_rows, int64_t blocks, int choose_mixed, int choose_crew) {
+                         int tile_rows, int64_t blocks, int choose_mixed, int choose_crew, int choose_wgmma,
+                         const std::vector<std::array<int64_t, ak::cuda::kMeasuredColumns>>& table) {
   SolveCall call{};
   call.rows = rows;
   call.dim = dim;
@@ -111,7 +124,8 @@ py::dict cuda_plan_solve(const std::string& op, int64_t rows, int64_t dim, int64
   call.options.history = history;
   call.options.mixed = mixed;
   call.device = device_facts(processors, shared_per_block, capability);
-  call.choices = {tile_rows, blocks, choose_mixed, choose_crew};
+  call.choices = {tile_rows, blocks, choose_mixed, choose_crew, choose_wgmma};
+  call.table = ak::cuda::plan_table(table.empty() ? nullptr : table.front().data(), int64_t(table.size()));
   return element_size == 8 ? plan_in<double>(op, call) : plan_in<float>(op, call);
 }
 
@@ -152,9 +166,11 @@ void define_cuda_plans(py::module_& module) {
   module.def("cuda_plan_solve", &cuda_plan_solve, py::arg("op"), py::arg("rows"), py::arg("dim"), py::arg("hidden"),
              py::arg("solver"), py::arg("history"), py::arg("mixed"), py::arg("element_size"), py::arg("processors"),
              py::arg("shared_per_block"), py::arg("capability"), py::arg("tile_rows") = 0, py::arg("blocks") = 0,
-             py::arg("choose_mixed") = -1, py::arg("choose_crew") = -1,
+             py::arg("choose_mixed") = -1, py::arg("choose_crew") = -1, py::arg("choose_wgmma") = -1,
+             py::arg("table") = py::list(),
              "How the CUDA kernel of an operator would cut up a solve on a device of so many multiprocessors, with "
-             "what was chosen by hand (0 or negative: nothing). ValueError where that cannot be had.");
+             "what was chosen by hand (0 or negative: nothing), or else what a table has (csrc/cuda/plan_table.h). "
+             "ValueError where what was chosen by hand cannot be had.");
   module.def("cuda_plan_step", &cuda_plan_step, py::arg("problems"), py::arg("groups"), py::arg("entries"),
              py::arg("slots"), py::arg("stride"), py::arg("dtype"), py::arg("processors"), py::arg("shared_per_block"),
              "How the CUDA kernel would cut up a fused step.");

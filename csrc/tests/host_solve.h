@@ -27,16 +27,21 @@ inline std::vector<Chunk> poisoned(int64_t bytes) {
 
 // The weights for mixed products, as a launch of their own packs them.
 template <class Cell>
-std::vector<cuda::MmaA> packed_weights(const typename Cell::Problem& p, const cuda::RowPlan& plan) {
-  const auto places = [](int64_t bytes) { return bytes / int64_t(sizeof(cuda::MmaA)); };
-  std::vector<cuda::MmaA> packed(size_t(places(plan.packed_bytes)));
+std::vector<Chunk> packed_weights(const typename Cell::Problem& p, const cuda::RowPlan& plan) {
+  std::vector<Chunk> packed = poisoned(plan.packed_bytes + 1);
   if constexpr (Cell::kMixed)
-    for (int index = 0; plan.mixed && index < Cell::kProducts; ++index) {
+    for (int index = 0; plan.mixed() && index < Cell::kProducts; ++index) {
       const Matrix<float> weight = Cell::matrix(p, index);
+      const int64_t outputs = weight.outputs, inputs = weight.inputs;
       const cuda::ProductSize size = Cell::size(p).product[index];
-      CHECK(weight.outputs == size.outputs && weight.inputs == size.inputs, "product %d", index);
-      for (int64_t i = 0; i < places(cuda::tensor_weight_bytes(weight.outputs, weight.inputs)); ++i)
-        cuda::pack_tensor_weights(weight, &packed[size_t(places(plan.place[index].packed))], i);
+      CHECK(outputs == size.outputs && inputs == size.inputs, "product %d", index);
+      void* const to = packed[size_t(plan.place[index].packed) / sizeof(Chunk)].bytes;
+      if (plan.products == cuda::kMma)
+        for (int64_t i : any_order(cuda::tensor_weight_bytes(outputs, inputs) / int64_t(sizeof(cuda::MmaA))))
+          cuda::pack_tensor_weights(weight, static_cast<cuda::MmaA*>(to), i);
+      else
+        for (int64_t i : any_order(cuda::group_weight_bytes(outputs, inputs) / int64_t(sizeof(BFloat16))))
+          cuda::pack_group_weights(weight, static_cast<BFloat16*>(to), i);
     }
   return packed;
 }
@@ -48,30 +53,38 @@ void solve_as_planned(const typename Cell::Problem& p, const SolveOptions& o,
   using T = typename Cell::Scalar;
   const cuda::RowPlan plan = cuda::plan_rows<T>(Cell::size(p), o, device, choices);
   CHECK(plan.shared_bytes <= device.shared_per_block, "%ld", long(plan.shared_bytes));
-  CHECK(choices.mixed < 0 || plan.mixed == (choices.mixed > 0 && mixed_allowed(o)), "mixed is %d", plan.mixed);
-  const std::vector<cuda::MmaA> packed = packed_weights<Cell>(p, plan);
-  cuda::with_variant<Cell>(plan, [&](auto shape, auto mixed) {
+  CHECK(choices.mixed < 0 || plan.mixed() == (choices.mixed > 0 && mixed_allowed(o)), "products: %d", plan.products);
+  const std::vector<Chunk> packed = packed_weights<Cell>(p, plan);
+  const int64_t resident = plan.products == cuda::kWgmma ? plan.packed_bytes : 0;  // of a block's shared memory
+  CHECK(plan.shared_bytes == resident + plan.teams * plan.team_shared, "%ld", long(plan.shared_bytes));
+  cuda::with_variant<Cell>(plan, [&](auto shape, auto products) {
     using Shape = decltype(shape);
     using Team = HostTeam<Shape::threads>;
-    using Product = cuda::ProductOf<T, Shape, mixed, Team>;
+    using Product = cuda::ProductOf<T, Shape, products, Team>;
     CHECK(plan.tile_rows == Shape::rows && plan.threads == Shape::threads, "%d", plan.tile_rows);
     int64_t next = 0;
-    for (int64_t block = 0; next < p.rows; ++block) {
-      int64_t share = block + 1 < plan.blocks ? 1 + int64_t(rank_order() % 20) : p.rows;
-      auto shared = poisoned(plan.shared_bytes), scratch = poisoned(plan.block_bytes);
+    const int64_t teams = plan.blocks * plan.teams;
+    for (int64_t turn = 0; next < p.rows; ++turn) {
+      int64_t share = turn + 1 < teams ? 1 + int64_t(rank_order() % 20) : p.rows;
+      auto shared = poisoned(resident + plan.team_shared), scratch = poisoned(plan.team_bytes);
+      std::memcpy(shared.data(), packed.data(), size_t(resident));
+      shared_memory = shared.data();
       const Team team(nullptr);
       const Queue queue{&next, &share, p.rows};
-      cuda::RowSolver<Cell, Product, Team, Queue> solver(p, o, r, plan, team, shared.data(), scratch.data(),
-                                                         packed.data(), queue);
+      cuda::RowSolver<Cell, Product, Team, Queue> solver(p, o, r, plan, team, shared.data() + resident / sizeof(Chunk),
+                                                         scratch.data(), resident > 0 ? shared.data() : packed.data(),
+                                                         queue);
       solver.solve();
     }
   });
 }
 
+inline int capability = 80;  // of the device: which products of changes there are
+
 template <class Cell>
 void solve_on_host(const typename Cell::Problem& p, const SolveOptions& o, const SolveResult<typename Cell::Scalar>& r,
                    bool again) {
-  solve_as_planned<Cell>(p, o, r, {again ? 132 : 1, 232448, 80}, {});
+  solve_as_planned<Cell>(p, o, r, {again ? 132 : 1, 232448, capability}, {});
 }
 
 // In mixed precision whether that pays or not, in either tile.
@@ -80,7 +93,7 @@ void solve_mixed_on_host(const typename Cell::Problem& p, const SolveOptions& o,
                          const SolveResult<typename Cell::Scalar>& r, bool again) {
   SolveOptions mixed = o;
   mixed.mixed = true;
-  solve_as_planned<Cell>(p, mixed, r, {1, 232448, 80}, {.rows = again ? 8 : 32, .mixed = 1});
+  solve_as_planned<Cell>(p, mixed, r, {1, 232448, capability}, {.rows = again ? 8 : 32, .mixed = 1});
 }
 
 }  // namespace ak::test

@@ -3,15 +3,20 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 #include <random>
 #include <vector>
 
 #include "../cuda/team.h"
+#include "check.h"
 
 namespace ak::test {
 
 inline std::minstd_rand rank_order(11);
+
+// Where the shared memory of the block begins that runs now: what addresses within it count from.
+inline const void* shared_memory = nullptr;
 
 template <int threads>
 class HostTeam {
@@ -38,6 +43,10 @@ class HostTeam {
   void warps(const F& f) const {
     const int start = int(rank_order() % (threads / cuda::kWarp));
     for (int i = 0; i < threads / cuda::kWarp; ++i) f((start + i) % (threads / cuda::kWarp));
+  }
+  template <class F>
+  void alone(const F& f) const {
+    each(f);
   }
   template <class F>
   void first(const F& f) const {
@@ -106,9 +115,44 @@ class HostTeam {
         for (int k = 0; k < kMmaDepth; ++k)
           c(lane).sum[s] = multiply_add(left[mma_c_row(lane, s)][k], right[k][mma_c_column(lane, s)], c(lane).sum[s]);
   }
+  // Operands are taken from where their descriptors say, by the rules of the PTX ISA for no swizzling.
+  template <int n>
+  void begin_products(Private<cuda::GroupC<n>>& c, uint64_t a, uint64_t b, uint64_t a_apart, uint64_t b_apart,
+                      int count) const {
+    using namespace cuda;
+    static_assert(threads == kWarpgroup);
+    for (int i = 0; i < count; ++i, a += a_apart, b += b_apart) {
+      float left[kGroupRows][kMmaDepth], right[n][kMmaDepth];
+      for (int k = 0; k < kMmaDepth; ++k) {
+        for (int row = 0; row < kGroupRows; ++row) left[row][k] = described(a, row, k);
+        for (int column = 0; column < n; ++column) right[column][k] = described(b, column, k);
+      }
+      for (int rank = 0; rank < threads; ++rank)
+        for (int s = 0; s < n / 2; ++s)
+          for (int k = 0; k < kMmaDepth; ++k)
+            c[rank].sum[s] =
+                multiply_add(left[group_c_row(rank, s)][k], right[group_c_column(rank, s)][k], c[rank].sum[s]);
+    }
+  }
+  template <int n>
+  void end_products(Private<cuda::GroupC<n>>&) const {}
+  void publish() const {}
+  uint32_t shared_address(const void* at) const {
+    return uint32_t(static_cast<const char*>(at) - static_cast<const char*>(shared_memory));
+  }
+
   void sync() const {}
 
  private:
+  static float described(uint64_t operand, int across, int along) {
+    const auto bytes = [&](int bit) { return int64_t(operand >> bit & 0x3fff) << 4; };
+    CHECK(operand >> 46 == 0 && (operand & 0xc000c000) == 0, "%lx", long(operand));
+    const int64_t core = bytes(0) + along / cuda::kCoreDepth * bytes(16) + across / cuda::kCoreRows * bytes(32);
+    const int64_t at = core + across % cuda::kCoreRows * 16 + along % cuda::kCoreDepth * 2;
+    BFloat16 entry;
+    std::memcpy(&entry, static_cast<const char*>(shared_memory) + at, sizeof entry);
+    return cuda::widen(entry);
+  }
   static double butterfly(const double (&lane)[cuda::kWarp]) {
     double now[cuda::kWarp], next[cuda::kWarp];
     std::copy(lane, lane + cuda::kWarp, now);

@@ -176,7 +176,7 @@ void mixed_where_it_pays() {
   const auto check = [&](int64_t dim, int shared, int capability, bool wanted) {
     for (int64_t rows : {1, 100000})
       each_size<float>(rows, dim, 2 * dim, [&](const cuda::CellSize& size) {
-        CHECK(cuda::plan_rows<float>(size, o, {132, shared, capability}).mixed == wanted, "%d rows of %d", int(rows),
+        CHECK(cuda::plan_rows<float>(size, o, {132, shared, capability}).mixed() == wanted, "%d rows of %d", int(rows),
               int(dim));
       });
   };
@@ -199,8 +199,11 @@ int main() {
   all_cells<float>({1, 3, 16, 33});
   all_cells<double>({2, 17});
   all_cells_mixed({1, 3, 33});
-  mixed_rows_with_nan();
-  mixed_families();
+  for (int with : {80, 90}) {
+    capability = with;
+    mixed_rows_with_nan();
+    mixed_families();
+  }
   // Several passes over the outputs, in either tile.
   for (int64_t rows : {3, 18}) {
     const SolveOptions options = options_for(kAnderson, 3, 1e-5);

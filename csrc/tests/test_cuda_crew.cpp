@@ -209,11 +209,11 @@ void by_blocks(const AffineProblem<T>& p, const SolveOptions& o, const SolveResu
   plan.anderson_price = kPrice;
   const int slots = o.solver == kPicard ? 0 : plan.history + 1;
   plan.columns = cuda::device_control_columns(1, cuda::row_ld(p.dim), slots);
-  plan.block_bytes = cuda::solver_block_bytes<T>(plan.tile_rows, Cell::size(p), slots, 0, plan.columns);
-  cuda::with_variant<Cell>(plan, [&](auto shape, auto mixed) {
+  plan.team_bytes = cuda::solver_team_bytes<T>(plan.tile_rows, Cell::size(p), slots, 0, plan.columns);
+  cuda::with_variant<Cell>(plan, [&](auto shape, auto products) {
     using Team = HostTeam<decltype(shape)::threads>;
-    using Product = cuda::ProductOf<T, decltype(shape), mixed, Team>;
-    Poisoned shared(plan.shared_bytes + 65536), scratch(plan.block_bytes);
+    using Product = cuda::ProductOf<T, decltype(shape), products, Team>;
+    Poisoned shared(plan.shared_bytes + 65536), scratch(plan.team_bytes);
     int64_t next = 0;
     const auto queue = [&] { return next < p.rows ? next++ : p.rows; };
     const Team team(nullptr);

@@ -69,7 +69,12 @@ def test_other_operators_keep_theirs():
         ("solve_affine", {"warps": 2.0}, TypeError, r"use_plan\(warps=...\) must be an int"),
         ("solve_block", {}, ValueError, "an operator that solves, got 'solve_block'"),
         ("solve_affine", {"backend": "cpu"}, ValueError, r"use_plan\(backend\)"),
-        ("solve_affine", {"backend": "cuda", "warps": 2}, TypeError, "takes rows, blocks, mixed, crew, got 'warps'"),
+        (
+            "solve_affine",
+            {"backend": "cuda", "warps": 2},
+            TypeError,
+            "mixed, crew, wgmma, got 'warps'",
+        ),
         ("solve_affine", {"backend": "cuda", "rows": 24}, ValueError, "must be a power of two, got 24"),
         ("solve_affine", {"backend": "cuda", "crew": 2}, ValueError, r"use_plan\(crew=...\) must be between 0 and 1"),
         ("anderson_step", {"backend": "cuda", "rows": 8}, TypeError, "takes nothing, got 'rows'"),

@@ -68,7 +68,7 @@ def test_a_dry_run(tmp_path):
 
 def test_sections_are_chosen_by_name():
     names = [section.name for section in sections.chosen([], "maps")]
-    assert names == ["maps", "training", "activity"]
+    assert names == ["maps", "training", "activity", "plans"]
     assert [section.name for section in sections.chosen(["cells", "build"], None)] == ["build", "cells"]
     with pytest.raises(ValueError, match=r"a section must be one of build, .*, got 'cell'"):
         sections.chosen(["cell"], None)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 from typer.testing import CliRunner
 
 from attractor_kernels import backends
 from attractor_kernels.backends import plan as plans
+from attractor_kernels.backends.plan_table import PlanEntry, PlanTable, choices_for
 from attractor_kernels.bench.commands import app
 from attractor_kernels.bench.gpu_plan import DEVICES, OPERATORS, Call, gpu_plan
 from attractor_kernels.bench.machine import facts_module
@@ -71,12 +73,28 @@ def test_every_cuda_kernel_has_a_plan(operator, device):
 @needs_facts
 def test_cuda_plans_of_a_precision():
     call = Call("solve_affine", 4096, 256, precision="mixed")
-    found = gpu_plan(call, plans.H100, "cuda")
+    found = gpu_plan(call, plans.B200, "cuda")
     assert found["mixed"] and found["product_cycles"] == 32 * 256 * 256 // 2048
+    assert (found["products"], found["weight_cycles"]) == ("mma.sync", round(2 * 256 * 256 / 48))
     assert not gpu_plan(Call("solve_affine", 4096, 256), plans.H100, "cuda")["mixed"]
     assert not gpu_plan(Call("solve_affine", 4096, 32, precision="mixed"), plans.H100, "cuda")["mixed"]
     with backends.use_plan("solve_affine", backend="cuda", mixed=False):
         assert not gpu_plan(call, plans.H100, "cuda")["mixed"]
+
+
+@needs_facts
+def test_weights_that_fit_in_shared_memory_are_multiplied_by_warpgroups():
+    call = Call("solve_affine", 100_000, 256, precision="mixed")
+    found = gpu_plan(call, plans.H100, "cuda")
+    assert (found["products"], found["teams"], found["warps"], found["weight_cycles"]) == ("wgmma", 2, 8, 0)
+    assert 2 * 256 * 256 < found["shared_bytes"] <= plans.H100.shared_bytes
+    few = gpu_plan(Call("solve_affine", 40, 256, precision="mixed"), plans.H100, "cuda")
+    assert (few["products"], few["teams"], few["tile_rows"]) == ("wgmma", 1, 8)
+    for device, dim in ((plans.H100, 320), (plans.A100, 256), (plans.B200, 256)):
+        other = gpu_plan(Call("solve_affine", 100_000, dim, precision="mixed"), device, "cuda")
+        assert (other["products"], other["teams"]) == ("mma.sync", 1)
+    with backends.use_plan("solve_affine", backend="cuda", wgmma=False):
+        assert gpu_plan(call, plans.H100, "cuda")["products"] == "mma.sync"
 
 
 @needs_facts
@@ -93,7 +111,9 @@ def test_every_cuda_kernel_has_mixed_products(operator, device):
     assert mixed["shared_bytes"] <= device.shared_bytes and mixed["tile_rows"] == 32
     # In bfloat16, several times faster than in float32.
     assert mixed["product_cycles"] * 4 < full["product_cycles"]
-    assert mixed["weight_cycles"] == pytest.approx(full["weight_cycles"] / 2, abs=1)
+    resident = mixed["products"] == "wgmma"
+    assert resident == (device is plans.H100)
+    assert mixed["weight_cycles"] == (0 if resident else pytest.approx(full["weight_cycles"] / 2, abs=1))
 
 
 @needs_facts
@@ -215,3 +235,116 @@ def test_a_plan_chosen_by_hand_is_shown():
     with backends.use_plan("solve_affine", warps=2, stages=2):
         found = gpu_plan(Call("solve_affine", 4096, 64), plans.H100, "triton")
     assert (found["warps"], found["stages"]) == (2, 2)
+
+
+def table_of(call: Call, backend: str, **choices: int) -> PlanTable:
+    return PlanTable(plans.H100, (PlanEntry(call.kind(backend), choices),))
+
+
+@needs_facts
+def test_a_measured_cuda_plan():
+    call = Call("solve_gated", 4096, 96)
+    model = gpu_plan(call, plans.H100, "cuda")
+    assert model["chosen_by"] == dict.fromkeys(("rows", "blocks", "mixed", "crew", "wgmma"), "model")
+    with backends.use_plan_table(table_of(call, "cuda", rows=8, blocks=50)):
+        found = gpu_plan(call, plans.H100, "cuda")
+        assert (model["tile_rows"], found["tile_rows"], found["blocks"]) == (32, 8, 50)
+        assert found["chosen_by"] == {"rows": "table", "blocks": "table", "mixed": "model", "crew": "model"}
+        assert gpu_plan(call, replace(plans.H100, name="H200"), "cuda")["tile_rows"] == 32
+        with backends.use_plan("solve_gated", backend="cuda", blocks=20):
+            found = gpu_plan(call, plans.H100, "cuda")
+            assert (found["tile_rows"], found["blocks"], found["chosen_by"]["blocks"]) == (32, 20, "hand")
+            assert found["chosen_by"]["rows"] == "model"
+    assert gpu_plan(call, plans.H100, "cuda") == model
+
+
+# A kind that is in no other's bucket, and what differs from it in one thing only.
+ENTRY = Call("solve_mlp", 64, 96, hidden=200, solver="anderson")
+
+
+@needs_facts
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(replace(ENTRY, batch=batch) for batch in (1, 32, 33, 64, 65)),
+        *(replace(ENTRY, dim=dim) for dim in (64, 65, 128, 129)),
+        *(replace(ENTRY, hidden=hidden) for hidden in (128, 129, 256, 257)),
+        *(replace(ENTRY, solver=solver) for solver in ("picard", "auto")),
+        *(replace(ENTRY, dtype=dtype) for dtype in ("float16", "bfloat16", "float64")),
+        replace(ENTRY, precision="mixed"),
+        replace(ENTRY, history=3),
+        replace(ENTRY, operator="solve_mlp_adjoint"),
+    ],
+    ids=str,
+)
+def test_both_planners_look_up_alike(call):
+    """The library finds what `choices_for` finds."""
+    with backends.use_plan_table(table_of(ENTRY, "cuda", blocks=1)):
+        served = choices_for("H100", call.kind("cuda"))[1] == "table"
+        found = gpu_plan(call, plans.H100, "cuda")
+    assert (found["chosen_by"]["blocks"] == "table") == served
+    assert (found["blocks"] == 1) == (served or call.batch == 1)
+
+
+@needs_facts
+def test_a_table_chooses_between_a_crew_and_blocks():
+    for call, crew in ((Call("solve_affine", 1, 2048), 0), (Call("solve_affine", 4096, 256), 1)):
+        model = gpu_plan(call, plans.H100, "cuda")
+        with backends.use_plan_table(table_of(call, "cuda", crew=crew)):
+            found = gpu_plan(call, plans.H100, "cuda")
+        assert ("members" in model, "members" in found) == (not crew, bool(crew))
+
+
+@needs_facts
+def test_what_cannot_be_had_is_an_error_by_hand_only():
+    """A wide tile and a long history need more shared memory than this device has."""
+    device = replace(plans.H100, shared_bytes=101376)
+    call = Call("solve_gated", 100_000, 96, solver="anderson", history=32)
+    model = gpu_plan(call, device, "cuda")
+    table = PlanTable(device, (PlanEntry(call.kind("cuda"), {"rows": 32}),))
+    with backends.use_plan_table(table):
+        assert gpu_plan(call, device, "cuda") == model
+        assert gpu_plan(replace(call, history=5), device, "cuda")["chosen_by"]["rows"] == "table"
+        with (
+            backends.use_plan("solve_gated", backend="cuda", rows=32),
+            pytest.raises(ValueError, match="more shared memory"),
+        ):
+            gpu_plan(call, device, "cuda")
+
+
+def test_a_step_has_no_table():
+    call = Call("anderson_step", 10, 100)
+    assert gpu_plan(call, plans.H100, "triton")["chosen_by"] == {"warps": "model", "registers": "model"}
+    with backends.use_plan("anderson_step", warps=2):
+        assert gpu_plan(call, plans.H100, "triton")["chosen_by"] == {"warps": "hand", "registers": "model"}
+
+
+@pytest.fixture
+def table_file(tmp_path):
+    path = tmp_path / "table.json"
+    device = {**asdict(plans.H100), "name": "NVIDIA H100, with a comma"}
+    entry = {**Call("solve_affine", 4096, 256).kind("triton")._asdict(), "choices": {"stages": 2}}
+    path.write_text(json.dumps({"schema": 1, "device": device, "entries": [entry], "date": "2026-11-29"}))
+    return path
+
+
+def test_info_prints_a_measured_plan(table_file):
+    options = ("--plan", "solve_affine", "--table", str(table_file))
+    found = json.loads(invoke(*options, "--json").stdout)
+    plan = found["plans"]["solve_affine 4096x256 on NVIDIA H100, with a comma, triton"]
+    assert plan["stages"] == 2 and plan["chosen_by"]["stages"] == "table"
+    assert plan["chosen_by"]["rows"] == plan["chosen_by"]["warps"] == "model"
+    assert found["table"]["entries"] == found["table"]["with_choices"] == 1
+    text = invoke(*options).stdout
+    assert "rows: model, warps: model, stages: table" in text and "2026-11-29" in text
+    with backends.use_plan("solve_affine", rows=16):
+        assert "rows: hand, warps: model, stages: model" in invoke(*options).stdout
+    elsewhere = json.loads(invoke(*options, "--device", "H100", "--json").stdout)["plans"]
+    assert elsewhere["solve_affine 4096x256 on H100, triton"]["stages"] == 3
+
+
+def test_info_says_what_is_wrong_with_a_table(table_file):
+    options = ("--plan", "solve_affine", "--table", str(table_file))
+    table_file.write_text(table_file.read_text().replace('"schema": 1', '"schema": 7'))
+    assert "schema must be 1, got 7" in invoke(*options, code=2).output
+    assert "does not exist" in invoke("--table", "nowhere.json", code=2).output

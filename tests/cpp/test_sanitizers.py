@@ -49,6 +49,7 @@ CUDA_PROGRAMS = {
         "csrc/cpu/scratch.cpp",
     ],
     "test_cuda_cells": ["csrc/cuda/row_plan.cpp"],
+    "test_cuda_plan_table": ["csrc/cuda/row_plan.cpp"],
 }
 
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="needs a C++ compiler")

@@ -5,7 +5,9 @@ import torch
 from kernels import make_affine, make_gated, make_mlp, one_of_each
 from solving import SIZES, SOLVERS, all_same, need_for, on, rows_of, solve, tail
 
-from attractor_kernels.backends import use_plan
+from attractor_kernels.backends import PlanTable, use_plan, use_plan_table
+from attractor_kernels.backends.plan import H100, DeviceFacts
+from attractor_kernels.backends.plan_table import Kind, PlanEntry
 
 pytestmark = pytest.mark.gpu
 CASES = range(len(one_of_each(1)))
@@ -27,10 +29,11 @@ def test_every_operator(backend, device, number, mixed):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("dim", [24, 100, 200, 512, 1024, 2048])
-def test_batches_that_are_cut_up_differently(backend, device, solver, dim):
+@pytest.mark.parametrize("mixed", [False, True], ids=["full", "mixed"])
+def test_batches_that_are_cut_up_differently(backend, device, solver, dim, mixed):
     """From one row to many more than the device holds at a time; so every plan for this state is met."""
     batch = 20000 if dim <= 200 else 3000
-    case, options = make_affine(batch, dim), tail(SOLVERS[solver])
+    case, options = make_affine(batch, dim), tail(SOLVERS[solver], mixed=mixed)
     need_for(backend, case, device, torch.float32, options)
     tensors = on(case, device)
     whole = solve(backend, case, tensors, options)
@@ -43,7 +46,7 @@ def test_batches_that_are_cut_up_differently(backend, device, solver, dim):
     "choices", [{"rows": 8}, {"rows": 32}, {"blocks": 3}, {"crew": True}, {"crew": False}], ids=str
 )
 def test_plans_chosen_by_hand(backend, device, choices):
-    """All but `mixed` leave the bits as they are."""
+    """All but `mixed` and `wgmma` leave the bits as they are."""
     if backend != "cuda":
         pytest.skip("about the plans of the CUDA kernels")
     case, options = make_affine(300, 512), tail(SOLVERS["auto"])
@@ -51,6 +54,60 @@ def test_plans_chosen_by_hand(backend, device, choices):
     model = solve(backend, case, tensors, options)
     with use_plan("solve_affine", backend="cuda", **choices):
         assert all_same(solve(backend, case, tensors, options), model)
+
+
+def table_of(device, backend, choices):
+    """For solve_affine of 128 entries by Auto: the choices for a batch of that size."""
+    facts = DeviceFacts.of(device) if device.type == "cuda" else H100
+    kind = Kind("triton" if backend == "triton" else "cuda", "solve_affine", "float32", "full", "auto", 1, 128)
+    return PlanTable(facts, tuple(PlanEntry(kind._replace(batch=batch), one) for batch, one in choices.items()))
+
+
+MEASURED = {
+    "cuda": {1: {"crew": 1}, 32: {"crew": 0, "rows": 32}, 1024: {"blocks": 3, "crew": 0}, 4096: {"rows": 8, "crew": 0}},
+    "triton": {1: {"rows": 32}, 32: {"stages": 2}, 1024: {"rows": 16, "warps": 4}, 4096: {"rows": 32, "stages": 4}},
+}
+
+
+def test_a_table_of_plans_leaves_the_bits(backend, device):
+    """Each of these batches is launched as another of its entries has it."""
+    case, options = make_affine(4096, 128), tail(SOLVERS["auto"])
+    tensors = on(case, device)
+    whole = solve(backend, case, tensors, options)
+    with use_plan_table(table_of(device, backend, MEASURED.get(backend, MEASURED["cuda"]))):
+        for size in (1, 30, 1000, 4096):
+            rows = slice(4096 - size, 4096)
+            assert all_same(solve(backend, case, rows_of(case, tensors, rows), options), whole, rows)
+
+
+def test_a_table_reaches_the_library(backend, device):
+    """One block in flight needs less scratch than all that the device has room for."""
+    if backend != "cuda":
+        pytest.skip("about the plans of the CUDA kernels")
+    case, options = make_affine(4096, 128), tail(SOLVERS["auto"])
+    tensors = on(case, device)
+
+    def peak():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        solve(backend, case, tensors, options)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+    model = peak()
+    with use_plan_table(table_of(device, backend, {4096: {"blocks": 1, "crew": 0}})):
+        assert peak() < model - (1 << 20)
+        with use_plan("solve_affine", backend="cuda", crew=False):
+            assert peak() == model
+    assert peak() == model
+
+
+def test_a_table_that_is_none(backend, device):
+    if backend != "cuda":
+        pytest.skip("about the plans of the CUDA kernels")
+    with pytest.raises(RuntimeError, match=r"rows must be int64 \[entries, 13\] on the CPU"):
+        torch.ops.attractor_kernels_plans.table(1, torch.zeros(2, 12, dtype=torch.int64))
 
 
 def test_a_tile_that_there_is_not(backend, device):

@@ -23,6 +23,7 @@ from solving import (
 
 import attractor_kernels as ak
 from attractor_kernels import Status
+from attractor_kernels.backends import use_plan
 
 pytestmark = pytest.mark.gpu
 CASES = range(len(one_of_each(1)))
@@ -63,6 +64,20 @@ def test_every_operator_in_mixed_precision(backend, device, number):
 @pytest.mark.parametrize("mixed", [False, True], ids=["full", "mixed"])
 def test_states_of_an_affine_cell(backend, device, dim, rows, mixed):
     check(backend, device, make_affine(rows, dim, leak=True), tail(ANDERSON, mixed=mixed))
+
+
+@pytest.mark.parametrize("wgmma", [False, True], ids=["mma", "wgmma"])
+@pytest.mark.parametrize("dim", [96, 130, 256, 272])
+@pytest.mark.parametrize("rows", [5, 5000])
+def test_products_of_changes(backend, device, rows, dim, wgmma):
+    """Wrong ones would be found out by the full product and taken back: the same result after more steps."""
+    if backend != "cuda":
+        pytest.skip("about the products of the CUDA kernels")
+    case = make_affine(rows, dim)
+    full = check(backend, device, case, tail(AUTO))
+    with use_plan("solve_affine", backend="cuda", mixed=True, wgmma=wgmma):
+        mixed = check(backend, device, case, tail(AUTO, mixed=True))
+    assert mixed.steps.double().mean() <= 1.12 * full.steps.double().mean() + 2
 
 
 @pytest.mark.parametrize("dim", [1, 17, 64, 128, 512])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..plan import DeviceFacts, SolvePlan, plan_solve
+from ..plan import DeviceFacts, SolvePlan, plan_solve, product_precision
+from ..plan_table import choices_for, kind_of
 
 CONTROL_COLUMNS = 19  # of a problem, float64: what precedes the groups' columns
 FIRST_RING = 3  # vectors of a lane before its rings: the state, a factor, the best iterate
@@ -55,7 +56,11 @@ def plan_call(
     mixed: bool,
     rows: int | None = None,
 ) -> SolvePlan:
-    """The plan of a solving operator's call; solver: its code. Other arguments as in `plan_solve`."""
+    """The plan of a solving operator's call; solver: its code. Other arguments as in `plan_solve`.
+
+    What `use_plan` says goes before the table in use, and that before the model.
+    """
+    kind = kind_of("triton", name, dtype=dtype, mixed=mixed, solver=solver, batch=batch, dim=dim, hidden=hidden)
     slots = slots_of(solver, history, dim)
     return plan_solve(
         name,
@@ -67,7 +72,7 @@ def plan_call(
         slots=slots,
         vectors=scratch_vectors(slots),
         control=control_columns(slots),
-        # Products of reduced inputs, or for a tolerance that permits them, lose nothing in three TF32 parts.
-        precision="tf32x3" if mixed or dtype != torch.float32 else "ieee",
+        precision=product_precision(dtype, mixed),
         rows=rows,
+        choices=choices_for(device.name, kind)[0],
     )

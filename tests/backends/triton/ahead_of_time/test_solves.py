@@ -7,7 +7,8 @@ import torch
 import triton
 from compiling import DEVICES, SOLVERS, solve_call, solve_kernel, tail, usage
 
-from attractor_kernels.backends import plan
+from attractor_kernels.backends import plan, use_plan
+from attractor_kernels.backends.plan_table import Kind, PlanEntry
 from attractor_kernels.backends.triton import HISTORY_LIMIT, STATE_LIMIT, launch
 
 ARCHITECTURES = tuple(DEVICES)
@@ -73,6 +74,35 @@ def reduced_layouts(kernel):
 def test_a_row_is_summed_in_the_same_order_in_every_tile(dim, few, many):
     layouts = [reduced_layouts(check(90, "solve_affine", dim, "picard", rows=rows)[0]) for rows in (few, many)]
     assert layouts[0] and layouts[0] == layouts[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "rows", "choices"),
+    [
+        ("solve_affine", 16, 64, {"warps": 8}),
+        ("solve_affine", 64, 32, {"warps": 16, "registers": 128}),
+        ("solve_affine", 128, 16, {"warps": 4, "stages": 2}),
+        ("solve_mlp", 64, 32, {"warps": 4}),
+        ("solve_gated_adjoint", 64, 32, {"warps": 4, "stages": 4}),
+    ],
+)
+def test_a_row_is_summed_in_the_same_order_as_a_table_may_choose(name, dim, rows, choices):
+    """What a table of measured plans is not refused for: warps that leave a thread its entries, any stages."""
+    hidden = 512 if name == "solve_mlp" else 0
+    PlanEntry(Kind("triton", name, "float32", "full", "picard", 1, dim, hidden), {"rows": rows, **choices})
+    model, planned = check(90, name, dim, "picard")
+    assert (planned.rows, planned.warps, planned.stages) != (rows, choices["warps"], choices.get("stages", 3))
+    with use_plan(name, rows=rows, **choices):
+        told = reduced_layouts(check(90, name, dim, "picard")[0])
+    assert told and told == reduced_layouts(model)
+
+
+def test_what_a_table_is_refused_for_sums_a_row_in_another_order():
+    with pytest.raises(ValueError, match="in another order"):
+        PlanEntry(Kind("triton", "solve_affine", "float32", "full", "picard", 1, 16), {"rows": 32, "warps": 8})
+    model = reduced_layouts(check(90, "solve_affine", 16, "picard")[0])
+    with use_plan("solve_affine", rows=32, warps=8):
+        assert reduced_layouts(check(90, "solve_affine", 16, "picard")[0]) != model
 
 
 @pytest.mark.thorough
