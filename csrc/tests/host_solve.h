@@ -53,7 +53,8 @@ void solve_as_planned(const typename Cell::Problem& p, const SolveOptions& o,
   using T = typename Cell::Scalar;
   const cuda::RowPlan plan = cuda::plan_rows<T>(Cell::size(p), o, device, choices);
   CHECK(plan.shared_bytes <= device.shared_per_block, "%ld", long(plan.shared_bytes));
-  CHECK(choices.mixed < 0 || plan.mixed() == (choices.mixed > 0 && mixed_allowed(o)), "products: %d", plan.products);
+  const cuda::ProductKind chosen = device.capability == 90 ? cuda::kWgmma : cuda::kMma;
+  CHECK(choices.mixed <= 0 || !mixed_allowed(o) || plan.products == chosen, "products: %d", plan.products);
   const std::vector<Chunk> packed = packed_weights<Cell>(p, plan);
   const int64_t resident = plan.products == cuda::kWgmma ? plan.packed_bytes : 0;  // of a block's shared memory
   CHECK(plan.shared_bytes == resident + plan.teams * plan.team_shared, "%ld", long(plan.shared_bytes));

@@ -117,6 +117,50 @@ def test_every_cuda_kernel_has_mixed_products(operator, device):
 
 
 @needs_facts
+@pytest.mark.parametrize(
+    ("operator", "units", "first", "by_groups"),
+    [("solve_affine", 0, 83, 75), ("solve_gated", 0, 62, 56), ("solve_mlp", 1, 83, 75), ("solve_mlp", 4, 52, 46)],
+)
+def test_where_mixed_products_begin(operator, units, first, by_groups):
+    """As csrc/README.md has it; units: hidden ones, for each entry of the state."""
+    for device, begin in ((plans.B200, first), (plans.H100, by_groups)):
+        for dim in (begin - 1, begin):
+            call = Call(operator, 4096, dim, hidden=units * dim, precision="mixed")
+            assert gpu_plan(call, device, "cuda")["mixed"] == (dim == begin)
+
+
+@needs_facts
+@pytest.mark.parametrize(
+    ("operator", "units", "most"),
+    [("solve_affine", 0, 272), ("solve_gated_adjoint", 0, 192), ("solve_mlp", 1, 192), ("solve_mlp_tangent", 4, 92)],
+)
+def test_which_weights_stay_in_shared_memory(operator, units, most):
+    """As csrc/README.md has it: all of a cell's, beside two tiles."""
+    for dim in (most, most + 1):
+        call = Call(operator, 100_000, dim, hidden=units * dim, solver="anderson", precision="mixed")
+        assert gpu_plan(call, plans.H100, "cuda")["products"] == ("wgmma" if dim == most else "mma.sync")
+
+
+@needs_facts
+def test_how_large_mixed_products_are():
+    """As csrc/README.md has it: the tile of changes is as wide as the largest product's inputs."""
+
+    def plan(operator, inputs):
+        dim = inputs // 2 if operator == "solve_gated_adjoint" else 128 if operator == "solve_mlp" else inputs
+        call = Call(operator, 100_000, dim, hidden=inputs, solver="anderson", precision="mixed")
+        found = gpu_plan(call, plans.H100, "cuda")
+        return found["mixed"], found["tile_rows"], found["blocks"] // plans.H100.multiprocessors
+
+    for operator in ("solve_affine", "solve_mlp", "solve_gated", "solve_gated_adjoint"):
+        assert plan(operator, 1664) == (True, 32, 2)
+        assert plan(operator, 1666) == (True, 32, 1)
+        assert plan(operator, 3456) == (True, 32, 1)
+        assert plan(operator, 3458)[:2] == (True, 8)
+        assert plan(operator, 14144)[:2] == (True, 8)
+        assert not plan(operator, 14146)[0]
+
+
+@needs_facts
 def test_few_rows_of_a_large_state_go_to_a_crew():
     call = Call("solve_affine", 1, 2048)
     found = gpu_plan(call, plans.H100, "cuda")
@@ -218,7 +262,7 @@ def test_a_measured_cuda_plan():
     with backends.use_plan_table(table_of(call, "cuda", rows=8, blocks=50)):
         found = gpu_plan(call, plans.H100, "cuda")
         assert (model["tile_rows"], found["tile_rows"], found["blocks"]) == (32, 8, 50)
-        assert found["chosen_by"] == {"rows": "table", "blocks": "table", "mixed": "model", "crew": "model"}
+        assert found["chosen_by"] == model["chosen_by"] | {"rows": "table", "blocks": "table"}
         assert gpu_plan(call, replace(plans.H100, name="H200"), "cuda")["tile_rows"] == 32
         with backends.use_plan("solve_gated", backend="cuda", blocks=20):
             found = gpu_plan(call, plans.H100, "cuda")

@@ -150,13 +150,14 @@ def test_five_runs_in_mixed_precision(backend, device, number):
 
 
 @pytest.mark.parametrize("number", CASES)
-def test_either_tile_in_mixed_precision(backend, device, number):
+@pytest.mark.parametrize("wgmma", [False, True], ids=["mma", "wgmma"])
+def test_either_tile_in_mixed_precision(backend, device, number, wgmma):
     """Small states too, where no model would take products of changes."""
     if backend != "cuda":
         pytest.skip("about the plans of the CUDA kernels")
     case, options = one_of_each(70)[number], tail(SOLVERS["anderson"], mixed=True)
     tensors, found = on(case, device), []
     for rows in (8, 32):
-        with use_plan(case.op, backend="cuda", mixed=True, rows=rows):
+        with use_plan(case.op, backend="cuda", mixed=True, wgmma=wgmma, rows=rows):
             found.append(solve(backend, case, tensors, options))
     assert all_same(*found)

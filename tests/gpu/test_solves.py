@@ -80,6 +80,18 @@ def test_products_of_changes(backend, device, rows, dim, wgmma):
     assert mixed.steps.double().mean() <= 1.12 * full.steps.double().mean() + 2
 
 
+@pytest.mark.parametrize("wgmma", [False, True], ids=["mma", "wgmma"])
+@pytest.mark.parametrize("number", CASES)
+def test_products_of_changes_of_every_operator(backend, device, number, wgmma):
+    if backend != "cuda":
+        pytest.skip("about the products of the CUDA kernels")
+    case = one_of_each(300, *SIZES[True])[number]
+    full = check(backend, device, case, tail(AUTO))
+    with use_plan(case.op, backend="cuda", mixed=True, wgmma=wgmma):
+        mixed = check(backend, device, case, tail(AUTO, mixed=True))
+    assert mixed.steps.double().mean() <= 1.12 * full.steps.double().mean() + 2
+
+
 @pytest.mark.parametrize("dim", [1, 17, 64, 128, 512])
 @pytest.mark.parametrize("make", [make_gated, lambda rows, dim: make_mlp(rows, dim, dim + 3)], ids=["gated", "mlp"])
 @pytest.mark.parametrize("mixed", [False, True], ids=["full", "mixed"])
