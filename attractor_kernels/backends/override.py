@@ -28,6 +28,7 @@ _LIMITS: dict[str, dict[str, tuple[int, int | None]]] = {
         "stages": (1, 8),
         "registers": (32, 255),
         "programs": (1, None),
+        "mixed": (0, 1),
     },
     "cuda": {"rows": (8, 32), "blocks": (1, 1 << 20), "mixed": (0, 1), "crew": (0, 1)},
 }
