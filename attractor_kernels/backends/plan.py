@@ -56,9 +56,10 @@ L2_BYTES_A_CYCLE = 48  # what one multiprocessor gets of the second-level cache
 STEP_CYCLES = 3000  # a step's reductions, small solve and barriers: waiting, whatever the tile
 TILE_ENTRIES = 4096  # rows x padded state: 16 entries a thread of 8 warps; twice that spills registers
 LEAST_ENTRIES = 512  # 4 a thread of 4 warps; with fewer the compiler spreads a row, and so adds it up, in another way
-# Products of changes, most of them in bfloat16, and those in full beside them (backends/triton/changes.py): ...
+# Products of changes in bfloat16, and those in full beside them (backends/triton/changes.py): ...
 CHANGES, FULL_BESIDE_CHANGES = "bf16 changes", "tf32x3"
-FULL_ROUNDS = 0.15  # ... the share of a tile's rounds with a product in full,
+ROUNDS_A_STEP = 1.25  # ... rounds a tile takes for a step of its rows, of which a fifth wait,
+FULL_ROUNDS = 0.15  # the share of rounds with a product in full,
 KEPT_BYTES = 24  # and what a row moves for each entry of its state beside the products
 REGISTERS = 65536  # of a multiprocessor
 THREAD_REGISTERS = 255  # of a thread, all that there are
@@ -131,7 +132,7 @@ def plan_solve(
 
     def cost(rows: int) -> tuple[float, int]:
         resident = _resident(_warps(rows, columns))
-        cycles = resident * _round_cycles(device, precision, rows, products, dim if kept else 0) + STEP_CYCLES
+        cycles = _step_cycles(device, precision, rows, resident, products, dim if kept else 0)
         return -(-batch // (rows * device.multiprocessors * resident)) * cycles, rows
 
     if rows is None:
@@ -176,9 +177,10 @@ def changes_pay(kernel: str, device: DeviceFacts, dim: int, products: int) -> bo
     chosen = told(kernel, "triton").get("mixed")
     if chosen is not None:
         return chosen > 0
-    rows = max(16, LEAST_ENTRIES // max(16, _power_of_two(dim)))
-    full = max(_product_cycles(device, FULL_BESIDE_CHANGES, rows, products))
-    return _round_cycles(device, FULL_BESIDE_CHANGES, rows, products, dim) < full
+    columns = max(16, _power_of_two(dim))
+    rows = max(16, LEAST_ENTRIES // columns)
+    sizes = (device, FULL_BESIDE_CHANGES, rows, _resident(_warps(rows, columns)), products)
+    return _step_cycles(*sizes, changing=dim) < _step_cycles(*sizes, changing=0)
 
 
 def _product_cycles(device: DeviceFacts, precision: str, rows: int, products: int) -> tuple[float, float]:
@@ -189,13 +191,16 @@ def _product_cycles(device: DeviceFacts, precision: str, rows: int, products: in
     return rows * products / rate, products * 4 / L2_BYTES_A_CYCLE
 
 
-def _round_cycles(device: DeviceFacts, precision: str, rows: int, products: int, changing: int) -> float:
-    """Of a tile's products in a round on average; changing: entries of a row whose change is multiplied, or 0."""
+def _step_cycles(
+    device: DeviceFacts, precision: str, rows: int, resident: int, products: int, changing: int
+) -> float:
+    """Of a step of as many tiles as are resident; changing: entries of a row whose change is multiplied, or 0."""
     full = max(_product_cycles(device, precision, rows, products))
     if not changing:
-        return full
+        return resident * full + STEP_CYCLES
     moved = rows * changing * KEPT_BYTES / L2_BYTES_A_CYCLE
-    return max(_product_cycles(device, CHANGES, rows, products)) + FULL_ROUNDS * full + moved
+    tile = max(_product_cycles(device, CHANGES, rows, products)) + FULL_ROUNDS * full + moved
+    return ROUNDS_A_STEP * (resident * tile + STEP_CYCLES)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .mixed_precision import CHANGES, FULL, NOTHING
 from .products import product
 
 # The interpreter multiplies bfloat16 numbers as the integers it keeps them in.
@@ -45,22 +46,27 @@ def kept_at(change, vectors, C: tl.constexpr):
 @triton.jit
 def whose_turn(due, live):
     """The rows that work in this round, and those of them whose product is in full."""
-    due = due & live
-    others = live & (due == 0)
-    full = due & (tl.sum(due.to(tl.int32)) >= tl.sum(others.to(tl.int32)))
+    full = live & (due == FULL)
+    others = live & (due != FULL)
+    full = full & (tl.sum(full.to(tl.int32)) >= tl.sum(others.to(tl.int32)))
     return others | full, full
 
 
 @triton.jit
-def keep_change(kept, z, full, where, cols):
-    """Before a product of z [R, C], in `full` or of its change: the change, and what the product will stand for."""
-    changed = where & (full == 0)
+def keep_change(kept, z, due, where, cols, tile):
+    """Before an evaluation at z [R, C]: its change, and what the products will stand for."""
+    changed = where & (due == CHANGES)
     at = kept.stands_for[:, None] + cols[None, :]
     last = tl.load(at, mask=changed[:, None], other=0.0)
-    change = (z - last).to(tl.bfloat16)
+    change = tl.where(changed[:, None], z - last, 0.0).to(tl.bfloat16)
     tl.debug_barrier()  # the last has been read by all
-    tl.store(kept.change[:, None] + cols[None, :], change, mask=changed[:, None])
-    tl.store(at, tl.where(full[:, None], z, last + change.to(tl.float32)), mask=where[:, None])
+    tl.store(kept.change[:, None] + cols[None, :], change, mask=where[:, None])
+    tl.store(at, tl.where(changed[:, None], last + change.to(tl.float32), z), mask=where[:, None])
+    known = where & (due == NOTHING)
+    if tl.max(known.to(tl.int32)) > 0:
+        zero = tl.zeros((tile.R, tile.C), tl.float32)
+        for which in tl.static_range(tile.KEPT - 1):
+            tl.store((kept.products + which * tile.C)[:, None] + cols[None, :], zero, mask=known[:, None])
 
 
 @triton.jit

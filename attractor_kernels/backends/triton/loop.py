@@ -24,7 +24,10 @@ from .anderson import (
 )
 from .changes import keep_change, kept_at, whose_turn
 from .mixed_precision import (
+    CHANGES,
+    FULL,
     Verdict,
+    first_due,
     full_is_due,
     hold,
     load_due,
@@ -32,6 +35,7 @@ from .mixed_precision import (
     load_precision,
     next_converges,
     observe,
+    store_due,
     store_precision,
 )
 from .planning import CONTROL_COLUMNS, PRECISION_COLUMNS
@@ -153,7 +157,7 @@ def _accelerates(choice, live, method):
 
 
 @triton.jit
-def _settle(at, live, full, dim, numbers, method, tile, EPS: tl.constexpr):
+def _settle(at, live, dim, numbers, method, tile, EPS: tl.constexpr):
     """From a step's sums, how each row stands, and the weights of its next iterate into the group's columns.
 
     full: where the evaluation was one, if not everywhere. Returns the Verdict and [R] each: |g|^2, |f|^2, the
@@ -171,6 +175,7 @@ def _settle(at, live, full, dim, numbers, method, tile, EPS: tl.constexpr):
     moves = live
     if MIXED:
         m = load_precision(at.precision, live & (before.steps > 0))
+        full = load_due(at.precision, live) != CHANGES
         ring_steps = p.steps - m.held
         observed = observe(m, full, r2, f2, _accelerates(choice_before, live, method))
         m, verdict = hold(m, observed, full, before, p, status, is_best, r2, f2)
@@ -183,28 +188,27 @@ def _settle(at, live, full, dim, numbers, method, tile, EPS: tl.constexpr):
         along = r2 - tl.load(at.sums + 3, mask=live, other=0.0)
         choice, mixes = decide(choice_before, ring_steps, r2, along, dim, method.AUTO, True)
         count = tl.where(mixes & moves, available(ring_steps, at.group, live, SLOTS), 0.0)
-    due = live
+    tl.debug_barrier()  # the old columns have been read by all
+    store_progress(at.row, verdict.progress, goes_on)
+    if SLOTS > 0:
+        store_choice(at.row, choice, moves)
     if MIXED:
+        if SLOTS == 0:
+            store_previous_r2(at.row, r2, moves)
         # Picard steps contract evenly, so the one that will end the row is known beforehand.
         last = (_accelerates(choice, live, method) == 0) & next_converges(r2, choice_before.previous_r2, f2, numbers)
         due = full_is_due(m, verdict.held, last, p.steps, numbers.max_steps)
-        tl.debug_barrier()  # the old columns have been read by all
-        store_precision(at.precision, m, due, goes_on)
+        store_due(at.precision, tl.where(due, FULL, CHANGES).to(tl.float64), goes_on)
+        store_precision(at.precision, m, goes_on)
         leave_out(at.sums, m.apart, live, SLOTS)
-        if SLOTS == 0:
-            store_previous_r2(at.row, r2, moves)
         tl.debug_barrier()
     if SLOTS > 0:
         system = System(at.sums, at.group + 1 + SLOTS, ring_steps)
         used = solve_small(system, count, numbers.ridge, at.group + 1, SLOTS)
-        tl.debug_barrier()  # the old columns have been read by all
+        tl.debug_barrier()  # the old columns of the group have been read by all
         tl.store(at.group + SLOTS, used, mask=live)
-        store_choice(at.row, choice, moves)
         store_gram_row(at.sums, at.group, ring_steps, count, SLOTS)
-    else:
-        tl.debug_barrier()
-    store_progress(at.row, verdict.progress, goes_on)
-    return verdict, r2, f2, count, due
+    return verdict, r2, f2, count
 
 
 @triton.jit
@@ -272,7 +276,9 @@ def solve(
     start = _start(z0, index, dim, cols, live[:, None] & real)
     tl.store(state_at, start)
     if MIXED:
-        keep_change(kept, start, live, live, cols)
+        due = first_due(start)
+        store_due(at.precision, due, live)
+        keep_change(kept, start, due, live, cols, tile)
     tl.store(row + STEPS, tl.zeros((R,), tl.float64))
     tl.debug_barrier()
 
@@ -280,8 +286,7 @@ def solve(
         works = live
         full = live
         if MIXED:
-            begun = live & (tl.load(row + STEPS, mask=live, other=0.0) > 0)
-            works, full = whose_turn(load_due(at.precision, begun), live)
+            works, full = whose_turn(load_due(at.precision, live), live)
         mask = works[:, None] & real
         rows = Rows(index, works, vector + STATE * C, vector + FACTOR * C, cols, mask, dim, full, kept)
         f = tl.where(mask, evaluate(cell, rows, tile), 0.0)
@@ -295,7 +300,7 @@ def solve(
         following = z + numbers.damping * (f - z)
         tl.debug_barrier()
 
-        verdict, r2, f2, count, due = _settle(at, works, full, dim, numbers, method, tile, EPS)
+        verdict, r2, f2, count = _settle(at, works, dim, numbers, method, tile, EPS)
         p = verdict.progress
         ended = works & (verdict.status != RUNNING)
         is_best = works & verdict.is_best
@@ -328,8 +333,11 @@ def solve(
             live = live & (index < batch)
             entering = (ended & live)[:, None]
             following = tl.where(entering, _start(z0, index, dim, cols, entering & real), following)
+            if MIXED:
+                store_due(at.precision, first_due(following), ended & live)
+                tl.debug_barrier()
         tl.store(row + STEPS, tl.where(ended, 0.0, p.steps), mask=works)
         tl.store(state_at, following, mask=(works & live)[:, None])
         if MIXED:
-            keep_change(kept, following, due | ended, works & live, cols)
+            keep_change(kept, following, load_due(at.precision, works & live), works & live, cols, tile)
         tl.debug_barrier()

@@ -28,6 +28,10 @@ LEAST_GAIN2 = tl.constexpr(0.25)
 PLAIN_REFRESH2 = tl.constexpr(0.25)
 
 
+# How a row's map is evaluated: with a product of its change, of its state, or, exact all the same, of none.
+CHANGES, FULL, NOTHING = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+
 class Precision(NamedTuple):
     """Of a problem; numbers float64 [R], the others bool [R]."""
 
@@ -58,9 +62,20 @@ _DUE = tl.constexpr(len(Precision._fields))
 
 
 @triton.jit
-def load_due(columns, begun):
-    """Whether the next evaluation is to be in full; the first is."""
-    return tl.load(columns + _DUE, mask=begun, other=1.0) > 0
+def load_due(columns, where):
+    """How the next evaluation is to be: CHANGES, FULL or NOTHING."""
+    return tl.load(columns + _DUE, mask=where, other=0.0)
+
+
+@triton.jit
+def store_due(columns, due, where):
+    tl.store(columns + _DUE, due, mask=where)
+
+
+@triton.jit
+def first_due(z):
+    """Of rows that start at z [R, C]: the product with zero is known."""
+    return tl.where(tl.max((z != 0).to(tl.int32), 1) == 0, NOTHING, FULL).to(tl.float64)
 
 
 @triton.jit
@@ -84,7 +99,7 @@ def load_precision(columns, begun):
 
 
 @triton.jit
-def store_precision(columns, m, due, where):
+def store_precision(columns, m, where):
     tl.store(columns, m.level2, mask=where)
     tl.store(columns + 1, m.refresh.to(tl.float64), mask=where)
     tl.store(columns + 2, m.always_full.to(tl.float64), mask=where)
@@ -93,7 +108,6 @@ def store_precision(columns, m, due, where):
     tl.store(columns + 5, m.ending, mask=where)
     tl.store(columns + 6, m.held, mask=where)
     tl.store(columns + 7, m.apart, mask=where)
-    tl.store(columns + _DUE, due.to(tl.float64), mask=where)
 
 
 @triton.jit
