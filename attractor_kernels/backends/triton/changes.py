@@ -17,7 +17,8 @@ import triton.language as tl
 from .mixed_precision import CHANGES, FULL, NOTHING
 from .products import product
 
-# The interpreter multiplies bfloat16 numbers as the integers it keeps them in.
+# The interpreter multiplies bfloat16 numbers as the integers it keeps them in, and cuts off where it should round.
+_INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 _OPERAND = tl.constexpr(tl.float32 if triton.knobs.runtime.interpret else tl.bfloat16)
 
 
@@ -53,12 +54,20 @@ def whose_turn(due, live):
 
 
 @triton.jit
+def _rounded(x):
+    """x in bfloat16."""
+    if _INTERPRETED:
+        x = (x.to(tl.int32, bitcast=True) + 0x8000).to(tl.float32, bitcast=True)
+    return x.to(tl.bfloat16)
+
+
+@triton.jit
 def keep_change(kept, z, due, where, cols, tile):
     """Before an evaluation at z [R, C]: its change, and what the products will stand for."""
     changed = where & (due == CHANGES)
     at = kept.stands_for[:, None] + cols[None, :]
     last = tl.load(at, mask=changed[:, None], other=0.0)
-    change = tl.where(changed[:, None], z - last, 0.0).to(tl.bfloat16)
+    change = _rounded(tl.where(changed[:, None], z - last, 0.0))
     tl.debug_barrier()  # the last has been read by all
     tl.store(kept.change[:, None] + cols[None, :], change, mask=where[:, None])
     tl.store(at, tl.where(changed[:, None], last + change.to(tl.float32), z), mask=where[:, None])
