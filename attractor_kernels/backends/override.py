@@ -45,11 +45,11 @@ class use_plan:
         operator: "solve_affine", "solve_mlp", "solve_gated", those with "_adjoint" or "_tangent", or "anderson_step".
         backend: whose kernel, "triton" or "cuda".
         choices: for "triton" any of rows (of a tile: 16, 32 or 64), warps (1, 2, 4, 8 or 16), stages (slices in
-            flight), registers (of a thread) and programs; of `anderson_step` warps and registers. For "cuda" any of
-            rows (of a tile: 8 or 32, in float64 16), blocks (in flight), mixed (products of changes, where
-            precision="mixed" permits them) and crew (weights split over blocks; `solve_affine` in full precision where
-            its weights fit); none of `anderson_step`. None of them: the model's choices. Bits may differ from those
-            under the model's choices; of "cuda" only by `mixed`.
+            flight), registers (of a thread), programs and mixed (products of changes, where precision="mixed" permits
+            them and the kernel has them); of `anderson_step` warps and registers. For "cuda" any of rows (of a tile: 8
+            or 32, in float64 16), blocks (in flight), mixed and crew (weights split over blocks; `solve_affine` in full
+            precision where its weights fit); none of `anderson_step`. None of them: the model's choices. Bits may
+            differ from those under the model's choices; of "cuda" only by `mixed`.
 
     Raises:
         TypeError, ValueError: a name is unknown, or a value is not as above. A tile that a device, dtype or shape has

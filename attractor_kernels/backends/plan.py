@@ -59,8 +59,7 @@ LEAST_ENTRIES = 512  # 4 a thread of 4 warps; with fewer the compiler spreads a 
 # Products of changes in bfloat16, and those in full beside them (backends/triton/changes.py): ...
 CHANGES, FULL_BESIDE_CHANGES = "bf16 changes", "tf32x3"
 ROUNDS_A_STEP = 1.25  # ... rounds a tile takes for a step of its rows, of which a fifth wait,
-FULL_ROUNDS = 0.15  # the share of rounds with a product in full,
-KEPT_BYTES = 24  # and what a row moves for each entry of its state beside the products
+FULL_ROUNDS = 0.15  # the share of rounds with a product in full
 REGISTERS = 65536  # of a multiprocessor
 THREAD_REGISTERS = 255  # of a thread, all that there are
 
@@ -132,7 +131,7 @@ def plan_solve(
 
     def cost(rows: int) -> tuple[float, int]:
         resident = _resident(_warps(rows, columns))
-        cycles = _step_cycles(device, precision, rows, resident, products, dim if kept else 0)
+        cycles = _step_cycles(device, precision, rows, resident, products, dim, kept)
         return -(-batch // (rows * device.multiprocessors * resident)) * cycles, rows
 
     if rows is None:
@@ -169,7 +168,7 @@ def plan_solve(
     )
 
 
-def changes_pay(kernel: str, device: DeviceFacts, dim: int, products: int) -> bool:
+def changes_pay(kernel: str, device: DeviceFacts, dim: int, products: int, kept: int) -> bool:
     """Whether a kernel that has products of changes takes them: by the size of the cell, never by the batch.
 
     In the lowest tile, where a product in full waits least for its weights. What `use_plan` says goes first.
@@ -179,8 +178,8 @@ def changes_pay(kernel: str, device: DeviceFacts, dim: int, products: int) -> bo
         return chosen > 0
     columns = max(16, _power_of_two(dim))
     rows = max(16, LEAST_ENTRIES // columns)
-    sizes = (device, FULL_BESIDE_CHANGES, rows, _resident(_warps(rows, columns)), products)
-    return _step_cycles(*sizes, changing=dim) < _step_cycles(*sizes, changing=0)
+    sizes = (device, FULL_BESIDE_CHANGES, rows, _resident(_warps(rows, columns)), products, dim)
+    return _step_cycles(*sizes, kept) < _step_cycles(*sizes, 0)
 
 
 def _product_cycles(device: DeviceFacts, precision: str, rows: int, products: int) -> tuple[float, float]:
@@ -192,13 +191,14 @@ def _product_cycles(device: DeviceFacts, precision: str, rows: int, products: in
 
 
 def _step_cycles(
-    device: DeviceFacts, precision: str, rows: int, resident: int, products: int, changing: int
+    device: DeviceFacts, precision: str, rows: int, resident: int, products: int, dim: int, kept: int
 ) -> float:
-    """Of a step of as many tiles as are resident; changing: entries of a row whose change is multiplied, or 0."""
+    """Of a step of as many tiles as are resident."""
     full = max(_product_cycles(device, precision, rows, products))
-    if not changing:
+    if not kept:
         return resident * full + STEP_CYCLES
-    moved = rows * changing * KEPT_BYTES / L2_BYTES_A_CYCLE
+    # For each entry of the state: its change, written and read, and what is kept, read and written.
+    moved = rows * dim * (4 + 8 * kept) / L2_BYTES_A_CYCLE
     tile = max(_product_cycles(device, CHANGES, rows, products)) + FULL_ROUNDS * full + moved
     return ROUNDS_A_STEP * (resident * tile + STEP_CYCLES)
 

@@ -22,6 +22,7 @@ from solving import (
 
 import attractor_kernels as ak
 from attractor_kernels import Status
+from attractor_kernels.backends import use_plan
 
 pytestmark = pytest.mark.gpu
 CASES = range(len(one_of_each(1)))
@@ -62,6 +63,17 @@ def test_every_operator_in_mixed_precision(backend, device, number):
 @pytest.mark.parametrize("mixed", [False, True], ids=["full", "mixed"])
 def test_states_of_an_affine_cell(backend, device, dim, rows, mixed):
     check(backend, device, make_affine(rows, dim, leak=True), tail(ANDERSON, mixed=mixed))
+
+
+@pytest.mark.parametrize("dim", [1, 16, 17, 64, 100, 128, 256])
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("make", [make_affine, make_gated], ids=["affine", "gated"])
+def test_products_of_changes_where_the_plan_would_not_have_them(backend, device, make, solver, dim):
+    if backend == "cpu":
+        pytest.skip("about plans of GPU kernels")
+    case = make(300, dim)
+    with use_plan(case.op, backend=backend, mixed=True):
+        check(backend, device, case, tail(SOLVERS[solver], mixed=True))
 
 
 @pytest.mark.parametrize("dim", [1, 17, 64, 128, 512])
