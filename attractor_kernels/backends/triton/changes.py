@@ -63,7 +63,11 @@ def _rounded(x):
 
 @triton.jit
 def keep_change(kept, z, due, where, cols, tile):
-    """Before an evaluation at z [R, C]: its change, and what the products will stand for."""
+    """Before an evaluation at z [R, C]: its change, and what the products will stand for.
+
+    Of a start at zero the products are known; a product of no change brings them in, so that they see weights that
+    are not finite as a product in full would.
+    """
     changed = where & (due == CHANGES)
     at = kept.stands_for[:, None] + cols[None, :]
     last = tl.load(at, mask=changed[:, None], other=0.0)
@@ -101,9 +105,7 @@ def kept_product(rows, which, weight, output_stride, input_stride, narrow, tile)
         a += tl.load(at, mask=changed[:, None], other=0.0)  # last: one rounding of the sum a step, whatever the size
     if tl.max(rows.full.to(tl.int32)) > 0:
         zero = tl.zeros((tile.R, tile.C), tl.float32)
-        full = product(
-            zero, rows.state, weight, output_stride, input_stride, rows.cols, rows.dim, rows.dim, tile
-        )
+        full = product(zero, rows.state, weight, output_stride, input_stride, rows.cols, rows.dim, rows.dim, tile)
         a = tl.where(rows.full[:, None], full, a)
     tl.debug_barrier()  # the sums have been read by all
     tl.store(at, a, mask=rows.live[:, None])

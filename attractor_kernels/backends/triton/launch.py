@@ -60,7 +60,7 @@ def _strided(weight: Tensor) -> tuple[Tensor, int, int]:
 
 
 def _with_narrow(operands: Any) -> Any:
-    """Of a cell with products of changes, with what they multiply by: one more pass over its weight, before the launch."""
+    """Of a cell, with what its changes are multiplied by: one more pass over its weight, before the launch."""
     return operands._replace(narrow=Narrow(*_strided(operands.weight.to(torch.bfloat16))))
 
 

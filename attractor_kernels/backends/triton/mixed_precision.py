@@ -1,7 +1,7 @@
-"""When a product of changes will do, and when one in full is due: csrc/common/mixed_precision.h for a vector of problems.
+"""When a product of changes will do, when one in full is due: csrc/common/mixed_precision.h for a vector of problems.
 
-What the rules ask of a row beyond csrc/common/stopping.h: a verdict that was reached with changes is confirmed in
-full, and a best iterate that was measured with changes is measured again before it is returned.
+Beside it what csrc/common/step_decision.h makes of its answers: a verdict that was reached with changes is confirmed
+in full, and a best iterate that was measured with changes is measured again before it is returned.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from . import HISTORY_LIMIT
+from .planning import PRECISION_COLUMNS
 from .stopping import (
     CONVERGED,
     DIVERGED,
@@ -26,7 +27,6 @@ from .stopping import (
 BFLOAT16_REFRESH2 = tl.constexpr(1e-4)
 LEAST_GAIN2 = tl.constexpr(0.25)
 PLAIN_REFRESH2 = tl.constexpr(0.25)
-
 
 # How a row's map is evaluated: with a product of its change, of its state, or, exact all the same, of none.
 CHANGES, FULL, NOTHING = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -57,8 +57,10 @@ class Verdict(NamedTuple):
 
 
 _AGES = tl.constexpr((1 << HISTORY_LIMIT) - 1)
-# Columns after a Precision's.
+# Columns: a Precision's in its order, then what is due.
+_HELD = tl.constexpr(Precision._fields.index("held"))
 _DUE = tl.constexpr(len(Precision._fields))
+assert _DUE.value + 1 == PRECISION_COLUMNS
 
 
 @triton.jit
@@ -80,7 +82,7 @@ def first_due(z):
 
 @triton.jit
 def load_held(columns, begun):
-    return tl.load(columns + 6, mask=begun, other=0.0)
+    return tl.load(columns + _HELD, mask=begun, other=0.0)
 
 
 @triton.jit

@@ -9,9 +9,11 @@ from compiling import DEVICES, SOLVERS, solve_call, solve_kernel, tail, usage
 
 from attractor_kernels.backends import plan, use_plan
 from attractor_kernels.backends.triton import HISTORY_LIMIT, STATE_LIMIT, launch
+from attractor_kernels.backends.triton.planning import KEPT
 
 ARCHITECTURES = tuple(DEVICES)
 NAMES = tuple(launch.PROBLEMS)
+PRECISIONS = [(False, False), (True, False), (True, True)]  # mixed, with products of changes
 
 # One of each kernel and each kind of tile; test_every_plan has the rest.
 QUICK = [
@@ -24,7 +26,7 @@ QUICK = [
     (90, "solve_mlp", 128, "auto", {"gated": True, "norm": 1}),
     (90, "solve_mlp_adjoint", 128, "anderson", {"gated": True}),
     (100, "solve_mlp_tangent", 64, "auto", {"mixed": True}),
-    (80, "solve_gated", 128, "auto", {"mixed": True}),
+    (80, "solve_gated", 128, "auto", {"mixed": True, "changes": True}),
     (90, "solve_gated_adjoint", 128, "anderson", {}),
     (90, "solve_gated_tangent", 64, "anderson", {"dtype": torch.float16}),
 ]
@@ -100,7 +102,7 @@ def test_a_row_is_summed_in_the_same_order_in_every_tile(dim, few, many, changes
 @pytest.mark.thorough
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("solver", ["picard", "auto", "auto6"])
-@pytest.mark.parametrize(("mixed", "changes"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(("mixed", "changes"), PRECISIONS)
 @pytest.mark.parametrize(("dim", "rows"), [(d, r) for d in (16, 32, 64, 128, 256) for r in (16, 32, 64)])
 def test_every_plan_of_the_affine_cell(architecture, solver, mixed, changes, dim, rows):
     if not plan.LEAST_ENTRIES <= rows * dim <= plan.TILE_ENTRIES or (mixed and rows > 32):
@@ -110,13 +112,13 @@ def test_every_plan_of_the_affine_cell(architecture, solver, mixed, changes, dim
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize(("mixed", "changes"), PRECISIONS)
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "solve_affine"])
 @pytest.mark.parametrize(("dim", "rows"), [(16, 64), (64, 16), (64, 64), (128, 16), (128, 32)])
-def test_every_plan_of_the_other_cells(architecture, mixed, name, dim, rows):
-    if mixed and rows > 32:
+def test_every_plan_of_the_other_cells(architecture, mixed, changes, name, dim, rows):
+    if (mixed and rows > 32) or (changes and name not in KEPT):
         pytest.skip("not planned")
-    check(architecture, name, dim, "auto", mixed=mixed, rows=rows, gated=True, norm=1)
+    check(architecture, name, dim, "auto", mixed=mixed, rows=rows, changes=changes, gated=True, norm=1)
 
 
 def test_limits_are_those_tested():

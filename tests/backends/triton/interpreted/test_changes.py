@@ -1,11 +1,15 @@
 """Parts of a solve in mixed precision by themselves: what a row keeps of its products, which differences it mixes."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import triton
 import triton.language as tl
 from solving import normal
 
+from attractor_kernels.backends.triton import mixed_precision
 from attractor_kernels.backends.triton.anderson import leave_out, store_gram_row
 from attractor_kernels.backends.triton.changes import keep_change, kept_at, whose_turn
 from attractor_kernels.backends.triton.loop import Tile
@@ -13,6 +17,16 @@ from attractor_kernels.backends.triton.mixed_precision import CHANGES, FULL, NOT
 from attractor_kernels.backends.triton.small_solve import System, solve_small
 
 ROWS, ENTRIES = 4, 16
+HEADER = Path(__file__).parents[4] / "csrc" / "common" / "mixed_precision.h"
+
+
+@pytest.mark.skipif(not HEADER.exists(), reason="the sources of the compiled part are not here")
+def test_constants_are_those_of_the_compiled_rules():
+    found = dict(re.findall(r"constexpr double k(\w+) = ([-\d.e]+);", HEADER.read_text()))
+    ours = {"Bfloat16Refresh2": "BFLOAT16_REFRESH2", "LeastGain2": "LEAST_GAIN2", "PlainRefresh2": "PLAIN_REFRESH2"}
+    assert {name: float(value) for name, value in found.items()} == {
+        theirs: getattr(mixed_precision, name).value for theirs, name in ours.items()
+    }
 
 
 @triton.jit
@@ -24,7 +38,7 @@ def keep(z, due, where, scratch, R: tl.constexpr, C: tl.constexpr):
 
 
 def test_what_rounding_leaves_of_a_change_stays_in_the_next():
-    """After any steps the changes add up to what the products stand for, which is the last iterate but for a rounding."""
+    """After any steps the changes add up to what the products stand for: the last iterate but for a rounding."""
     scratch = torch.full((ROWS, 3, ENTRIES), torch.nan)
     change, stands_for, products = scratch[:, 0].view(torch.bfloat16)[:, :ENTRIES], scratch[:, 1], scratch[:, 2]
 

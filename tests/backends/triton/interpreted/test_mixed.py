@@ -101,7 +101,13 @@ def gated_tangent(rows, dim):
 
 @pytest.mark.parametrize(
     ("make", "dim", "solver"),
-    [(gated, 1, PICARD), (gated, 13, AUTO), (gated, 40, ANDERSON), (gated_tangent, 33, PICARD), (gated_tangent, 13, AUTO)],
+    [
+        (gated, 1, PICARD),
+        (gated, 13, AUTO),
+        (gated, 40, ANDERSON),
+        (gated_tangent, 33, PICARD),
+        (gated_tangent, 13, AUTO),
+    ],
 )
 def test_gated(make, dim, solver):
     case = make(3, dim)
