@@ -58,8 +58,8 @@ TILE_ENTRIES = 4096  # rows x padded state: 16 entries a thread of 8 warps; twic
 LEAST_ENTRIES = 512  # 4 a thread of 4 warps; with fewer the compiler spreads a row, and so adds it up, in another way
 # Products of changes in bfloat16, and those in full beside them (backends/triton/changes.py): ...
 CHANGES, FULL_BESIDE_CHANGES = "bf16 changes", "tf32x3"
-ROUNDS_A_STEP = 1.25  # ... rounds a tile takes for a step of its rows, of which a fifth wait,
-FULL_ROUNDS = 0.15  # the share of rounds with a product in full
+ROUNDS_A_STEP = 1.16  # ... rounds a tile takes for a step of its rows, of which a seventh wait,
+FULL_ROUNDS = 0.19  # the share of rounds with a product in full
 REGISTERS = 65536  # of a multiprocessor
 THREAD_REGISTERS = 255  # of a thread, all that there are
 

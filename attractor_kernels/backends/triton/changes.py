@@ -3,8 +3,8 @@
 A row keeps products a = z W^T and the z that they stand for. Most evaluations add W d to them for the change d of z,
 rounded to bfloat16, some (mixed_precision.py) take the product in full. What rounding leaves of d stays in the next d.
 
-A product in full costs a program as much for one row as for all. So rows that are due for one wait until they are no
-fewer than those that go on without; what a row computes does not depend on when.
+A product in full costs a program as much for one row as for all. So rows that are due for one wait until they are at
+least half as many as those that go on without; what a row computes does not depend on when.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def whose_turn(due, live):
     """The rows that work in this round, and those of them whose product is in full."""
     full = live & (due == FULL)
     others = live & (due != FULL)
-    full = full & (tl.sum(full.to(tl.int32)) >= tl.sum(others.to(tl.int32)))
+    full = full & (2 * tl.sum(full.to(tl.int32)) >= tl.sum(others.to(tl.int32)))
     return others | full, full
 
 
