@@ -30,11 +30,12 @@ _LIMITS: dict[str, dict[str, tuple[int, int | None]]] = {
         "stages": (1, 8),
         "registers": (32, 255),
         "programs": (1, None),
+        "mixed": (0, 1),
     },
     "cuda": {"rows": (8, 32), "blocks": (1, 1 << 20), "mixed": (0, 1), "crew": (0, 1), "wgmma": (0, 1)},
 }
 BACKENDS = tuple(_LIMITS)
-CHANGES_BITS = ("mixed", "wgmma")  # of "cuda"
+CHANGES_BITS = ("mixed", "wgmma")  # whatever the size of the tile
 _OF_STEP: dict[str, tuple[str, ...]] = {"triton": ("warps", "registers"), "cuda": ()}
 _POWERS = ("rows", "warps")
 
@@ -48,13 +49,13 @@ class use_plan:
         operator: "solve_affine", "solve_mlp", "solve_gated", those with "_adjoint" or "_tangent", or "anderson_step".
         backend: whose kernel, "triton" or "cuda".
         choices: for "triton" any of rows (of a tile: 16, 32 or 64), warps (1, 2, 4, 8 or 16), stages (slices in
-            flight), registers (of a thread) and programs; of `anderson_step` warps and registers. For "cuda" any of
-            rows (of a tile: 8 or 32, in float64 16), blocks (in flight), mixed (products of changes, where
-            precision="mixed" permits them), wgmma (those by warpgroups, on compute capability 9.0 where the weights
-            fit in a block's shared memory) and crew (weights split over blocks; `solve_affine` in full precision where
-            its weights fit); none of `anderson_step`. None of them: the model's choices. Bits may differ from those
-            under the model's choices; of "cuda" only by `mixed` and `wgmma`. With any of them, `use_plan_table` is not
-            asked.
+            flight), registers (of a thread), programs and mixed (products of changes, where precision="mixed" permits
+            them and the kernel has them); of `anderson_step` warps and registers. For "cuda" any of rows (of a tile: 8
+            or 32, in float64 16), blocks (in flight), mixed, wgmma (products of changes by warpgroups, on compute
+            capability 9.0 where the weights fit in a block's shared memory) and crew (weights split over blocks;
+            `solve_affine` in full precision where its weights fit); none of `anderson_step`. None of them: the model's
+            choices. Bits may differ from those under the model's choices; of "cuda" only by `mixed` and `wgmma`. With
+            any of them, `use_plan_table` is not asked.
 
     Raises:
         TypeError, ValueError: a name is unknown, or a value is not as above. A tile that a device, dtype or shape has

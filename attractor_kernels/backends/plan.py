@@ -58,6 +58,10 @@ STEP_CYCLES = 3000  # a step's reductions, small solve and barriers: waiting, wh
 TILE_ENTRIES = 4096  # rows x padded state: 16 entries a thread of 8 warps; twice that spills registers
 WARP_ENTRIES = 128  # 4 a thread; with fewer the compiler spreads a row, and so adds it up, in another way
 LEAST_ENTRIES = 4 * WARP_ENTRIES
+# Products of changes in bfloat16, and those in full beside them (backends/triton/changes.py): ...
+CHANGES, FULL_BESIDE_CHANGES = "bf16 changes", "tf32x3"
+ROUNDS_A_STEP = 1.16  # ... rounds a tile takes for a step of its rows, of which a seventh wait,
+FULL_ROUNDS = 0.19  # the share of rounds with a product in full
 REGISTERS = 65536  # of a multiprocessor
 THREAD_REGISTERS = 255  # of a thread, all that there are
 
@@ -77,16 +81,22 @@ class SolvePlan:
     stages: int  # slices in flight
     programs: int
     slots: int  # of the history's rings; 0: Picard
-    precision: str  # of products, as Triton names it
+    precision: str  # of products, as Triton names it, or CHANGES
+    kept: int  # vectors a row keeps for products of its changes; 0: there are none
     history: str  # where it lies
     scratch_bytes: int  # of all programs
     shared_bytes: int  # of a program, by estimate
-    product_cycles: int  # of a step of a tile: the arithmetic floor ...
+    product_cycles: int  # of a step of a tile, with changes where there are such: the arithmetic floor ...
     weight_cycles: int  # ... and the floor of streaming the weights from the second-level cache
 
     @property
     def floor_cycles(self) -> int:
         return max(self.product_cycles, self.weight_cycles)
+
+    @property
+    def dots(self) -> str:
+        """How Triton multiplies float32 numbers."""
+        return FULL_BESIDE_CHANGES if self.kept else self.precision
 
     def __str__(self) -> str:
         lines = [f"{f.name:>15}  {getattr(self, f.name)}" for f in fields(self)]
@@ -105,14 +115,16 @@ def plan_solve(
     vectors: int,
     control: int,
     precision: str,
+    kept: int = 0,
     rows: int | None = None,
     choices: Mapping[str, int] | None = None,
 ) -> SolvePlan:
     """The plan of a solve: the tile that finishes the batch's steps first, in a size whose history stays in cache.
 
     products: multiply-adds of f for one row, which is also how many weights a tile reads. vectors, control: float32
-    vectors and float64 numbers of scratch a row needs. rows: of a tile; None: the model's choice. choices: what goes
-    before the model, as `use_plan` names it.
+    vectors and float64 numbers of scratch a row needs. kept: of these vectors, those for products of changes, 0 where
+    all products are in full. rows: of a tile; None: the model's choice. choices: what goes before the model, as
+    `use_plan` names it.
     """
     choices = choices or {}
     rows = choices.get("rows") if rows is None else rows
@@ -120,11 +132,10 @@ def plan_solve(
     # A row's arithmetic must not depend on the batch, so the slices follow from the shape of the cell alone.
     inputs = 16  # more would spill registers
     slice_hidden = min(32, max(16, power_of_two(hidden))) if hidden else 0
-    rate = device.float32_products if precision == "ieee" else device.split_products
 
     def cost(rows: int) -> tuple[float, int]:
         resident = _resident(tile_warps(rows, columns))
-        cycles = resident * max(rows * products / rate, products * 4 / L2_BYTES_A_CYCLE) + STEP_CYCLES
+        cycles = _step_cycles(device, precision, rows, resident, products, dim, kept)
         return -(-batch // (rows * device.multiprocessors * resident)) * cycles, rows
 
     if rows is None:
@@ -136,6 +147,7 @@ def plan_solve(
     programs = min(-(-batch // rows), choices.get("programs", min(device.multiprocessors * _resident(warps), cached)))
     stages = choices.get("stages", 3)
     outputs = slice_hidden or columns
+    product_cycles, weight_cycles = _product_cycles(device, CHANGES if kept else precision, rows, products)
     return SolvePlan(
         kernel=kernel,
         device=device.name,
@@ -148,13 +160,49 @@ def plan_solve(
         stages=stages,
         programs=programs,
         slots=slots,
-        precision=precision,
+        precision=CHANGES if kept else precision,
+        kept=kept,
         history="none" if slots == 0 else "global scratch, held in the second-level cache",
         scratch_bytes=programs * rows * row_scratch,
         shared_bytes=((stages - 1) * inputs * (rows + outputs) + rows * columns + slice_hidden * columns) * 4,
-        product_cycles=round(rows * products / rate),
-        weight_cycles=round(products * 4 / L2_BYTES_A_CYCLE),
+        product_cycles=round(product_cycles),
+        weight_cycles=round(weight_cycles),
     )
+
+
+def changes_pay(kernel: str, device: DeviceFacts, dim: int, products: int, kept: int) -> bool:
+    """Whether a kernel that has products of changes takes them: by the size of the cell, never by the batch.
+
+    In the lowest tile, where a product in full waits least for its weights. What `use_plan` says goes first.
+    """
+    chosen = told(kernel, "triton").get("mixed")
+    if chosen is not None:
+        return chosen > 0
+    columns = max(16, power_of_two(dim))
+    rows = max(16, LEAST_ENTRIES // columns)
+    sizes = (device, FULL_BESIDE_CHANGES, rows, _resident(tile_warps(rows, columns)), products, dim)
+    return _step_cycles(*sizes, kept) < _step_cycles(*sizes, 0)
+
+
+def _product_cycles(device: DeviceFacts, precision: str, rows: int, products: int) -> tuple[float, float]:
+    """Of a tile's products: the arithmetic, and streaming the weights from the second-level cache."""
+    if precision == CHANGES:
+        return rows * products / device.bfloat16_products, products * 2 / L2_BYTES_A_CYCLE
+    rate = device.float32_products if precision == "ieee" else device.split_products
+    return rows * products / rate, products * 4 / L2_BYTES_A_CYCLE
+
+
+def _step_cycles(
+    device: DeviceFacts, precision: str, rows: int, resident: int, products: int, dim: int, kept: int
+) -> float:
+    """Of a step of as many tiles as are resident."""
+    full = max(_product_cycles(device, precision, rows, products))
+    if not kept:
+        return resident * full + STEP_CYCLES
+    # For each entry of the state: its change, written and read, and what is kept, read and written.
+    moved = rows * dim * (4 + 8 * kept) / L2_BYTES_A_CYCLE
+    tile = max(_product_cycles(device, CHANGES, rows, products)) + FULL_ROUNDS * full + moved
+    return ROUNDS_A_STEP * (resident * tile + STEP_CYCLES)
 
 
 @dataclass(frozen=True)

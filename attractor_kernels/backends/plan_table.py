@@ -104,6 +104,12 @@ class PlanEntry:
     def __post_init__(self) -> None:
         _check_kind(self.kind)
         check_choices(self.kind.operator, self.kind.backend, self.choices, "choices", "choices.{}")
+        for name in CHANGES_BITS:
+            if name in self.choices:
+                raise ValueError(
+                    f"choices.{name} changes a row's bits, which may not depend on the batch; use_plan chooses it for "
+                    "all calls"
+                )
         (_check_cuda if self.kind.backend == "cuda" else _check_triton)(self.kind, self.choices)
 
 
@@ -120,12 +126,6 @@ def _check_kind(kind: Kind) -> None:
 
 
 def _check_cuda(kind: Kind, choices: Mapping[str, int]) -> None:
-    for name in CHANGES_BITS:
-        if name in choices:
-            raise ValueError(
-                f"choices.{name} changes a row's bits, which may not depend on the batch; use_plan chooses it for all "
-                "calls"
-            )
     allowed = (16,) if kind.dtype == "float64" else (8, 32)
     if choices.get("rows", allowed[0]) not in allowed:
         rows = " or ".join(map(str, allowed))

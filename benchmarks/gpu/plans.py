@@ -22,7 +22,7 @@ from torch import Tensor
 
 from attractor_kernels.backends import PlanTable, triton, use_plan
 from attractor_kernels.backends.override import CHANGES_BITS
-from attractor_kernels.backends.plan import tile_rows
+from attractor_kernels.backends.plan import CHANGES, tile_rows
 from attractor_kernels.backends.plan_table import SCHEMA, PlanEntry
 from attractor_kernels.bench import machine
 from attractor_kernels.bench.cases import Case, Problem
@@ -193,6 +193,8 @@ def _of_triton(call: Call, model: Mapping[str, Any]) -> Iterator[Choices]:
         yield {"rows": model["rows"], "warps": warps}
     for stages in (2, 4):
         yield {"rows": model["rows"], "stages": stages}
+    if call.precision == "mixed":
+        yield {"mixed": int(model["precision"] != CHANGES)}
 
 
 def admit(others: Sequence[Tried], runner: Runner, expected: Mapping[str, Tensor], until: float) -> list[str]:

@@ -62,7 +62,7 @@ def test_other_operators_keep_theirs():
     ("operator", "choices", "error", "message"),
     [
         ("residual_norm", {}, ValueError, "must be 'anderson_step' or an operator that solves, got 'residual_norm'"),
-        ("solve_affine", {"tile": 3}, TypeError, "takes rows, warps, stages, registers, programs, got 'tile'"),
+        ("solve_affine", {"tile": 3}, TypeError, "takes rows, warps, stages, registers, programs, mixed, got 'tile'"),
         ("anderson_step", {"rows": 16}, TypeError, "takes warps, registers, got 'rows'"),
         ("solve_affine", {"rows": 8}, ValueError, r"use_plan\(rows=...\) must be between 16 and 64, got 8"),
         ("solve_affine", {"rows": 48}, ValueError, "must be a power of two, got 48"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from attractor_kernels.backends import plan
+from attractor_kernels.backends import plan, use_plan
 
 DEVICES = (plan.A100, plan.H100, plan.B200)
 
@@ -59,6 +59,35 @@ def test_rows_that_are_asked_for():
         rows=64,
     )
     assert p.rows == 64 and p.history == "none"
+
+
+L4 = plan.DeviceFacts("L4", (8, 9), 58, 48 << 20, 99 << 10)
+
+
+def pays(device, dim):
+    return plan.changes_pay("solve_affine", device, dim, dim * dim, 2)
+
+
+def test_changes_pay_by_the_size_of_the_state():
+    """Not on devices whose TF32 products are fast; on the others for large states."""
+    assert not any(pays(device, dim) for device in DEVICES for dim in (16, 64, 256))
+    found = [pays(L4, dim) for dim in range(16, 257)]
+    assert not found[0] and found[-1] and found == sorted(found)
+    with use_plan("solve_affine", mixed=True):
+        assert pays(plan.H100, 16)
+    with use_plan("solve_affine", mixed=False):
+        assert not pays(L4, 256)
+
+
+def test_a_plan_with_changes():
+    """D = 256: a tile of 16 rows multiplies 16 D^2 / 512 cycles and reads 2 D^2 / 48 bytes."""
+    sizes = dict(batch=100, dim=256, hidden=0, products=256 * 256, slots=6, control=109, precision="tf32x3")
+    full = plan.plan_solve("solve_affine", L4, **sizes, vectors=15)
+    p = plan.plan_solve("solve_affine", L4, **sizes, vectors=17, kept=2)
+    assert (full.precision, full.dots, p.precision, p.dots) == ("tf32x3", "tf32x3", "bf16 changes", "tf32x3")
+    assert (p.product_cycles, p.weight_cycles) == (16 * 256 * 256 // 512, round(2 * 256 * 256 / 48))
+    assert p.scratch_bytes == full.scratch_bytes // (15 * 1024 + 872) * (17 * 1024 + 872)
+    assert p.rows <= 32
 
 
 def test_a_plan_prints_a_fact_a_line():

@@ -34,7 +34,10 @@ def test_a_triton_plan_by_hand():
     assert found["weight_cycles"] == round(4 * 256 * 256 / 48)
     assert found["floor_cycles"] == max(found["product_cycles"], found["weight_cycles"])
     assert gpu_plan(Call("solve_affine", 4096, 256, solver="picard"), plans.H100, "triton")["history"] == "none"
-    assert gpu_plan(Call("solve_affine", 4096, 256, precision="mixed"), plans.H100, "triton")["precision"] == "tf32x3"
+    mixed = Call("solve_affine", 4096, 256, precision="mixed")
+    assert gpu_plan(mixed, plans.H100, "triton")["precision"] == "tf32x3"
+    with backends.use_plan("solve_affine", mixed=True):
+        assert gpu_plan(mixed, plans.H100, "triton")["precision"] == "bf16 changes"
     step = gpu_plan(Call("anderson_step", 1, 10**6), plans.H100, "triton")
     assert step["floor_bytes"] == 15 * 4 * 10**6
 

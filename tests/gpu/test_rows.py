@@ -118,6 +118,22 @@ def test_a_tile_that_there_is_not(backend, device):
         solve(backend, case, on(case, device), tail(SOLVERS["picard"]))
 
 
+@pytest.mark.parametrize("dim", [24, 64, 128, 256])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_products_of_changes(backend, device, solver, dim):
+    """Where rows wait for others: in every batch, and from run to run."""
+    if backend == "cpu":
+        pytest.skip("about plans of GPU kernels")
+    case, options = make_affine(9000, dim), tail(SOLVERS[solver], mixed=True)
+    need_for(backend, case, device, torch.float32, options)
+    tensors = on(case, device)
+    with use_plan("solve_affine", backend=backend, mixed=True):
+        whole = solve(backend, case, tensors, options)
+        for size in (9000, 1, 7, 40, 600, 2500):
+            rows = slice(9000 - size, 9000)
+            assert all_same(solve(backend, case, rows_of(case, tensors, rows), options), whole, rows)
+
+
 @PRECISIONS
 @pytest.mark.parametrize("make", [make_gated, lambda rows, dim: make_mlp(rows, dim, dim + 3)], ids=["gated", "mlp"])
 def test_other_cells_in_batches_that_are_cut_up_differently(backend, device, make, mixed):

@@ -92,6 +92,17 @@ def test_products_of_changes_of_every_operator(backend, device, number, wgmma):
     assert mixed.steps.double().mean() <= 1.12 * full.steps.double().mean() + 2
 
 
+@pytest.mark.parametrize("dim", [1, 16, 17, 64, 100, 128, 256])
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("make", [make_affine, make_gated], ids=["affine", "gated"])
+def test_products_of_changes_where_the_plan_would_not_have_them(backend, device, make, solver, dim):
+    if backend == "cpu":
+        pytest.skip("about plans of GPU kernels")
+    case = make(300, dim)
+    with use_plan(case.op, backend=backend, mixed=True):
+        check(backend, device, case, tail(SOLVERS[solver], mixed=True))
+
+
 @pytest.mark.parametrize("dim", [1, 17, 64, 128, 512])
 @pytest.mark.parametrize("make", [make_gated, lambda rows, dim: make_mlp(rows, dim, dim + 3)], ids=["gated", "mlp"])
 @pytest.mark.parametrize("mixed", [False, True], ids=["full", "mixed"])

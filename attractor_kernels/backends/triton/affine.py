@@ -8,8 +8,8 @@ import triton
 import triton.language as tl  # noqa: F401 (the interpreter looks for it here)
 
 from .activations import activate
+from .changes import state_product
 from .loop import column_constants, row_constants, state_of
-from .products import product
 
 
 class Affine(NamedTuple):
@@ -21,12 +21,13 @@ class Affine(NamedTuple):
     scale: Any  # [B, D] or None
     pieces: Any
     ACTIVATION: Any
+    narrow: Any = None  # changes.Narrow of the weight, for products of changes
 
 
 @triton.jit
 def affine_map(cell, rows, tile):
     a = row_constants(cell.u, rows, rows.dim, 0)
-    a = product(a, rows.state, cell.weight, cell.output_stride, cell.input_stride, rows.cols, rows.dim, rows.dim, tile)
+    a = state_product(a, rows, 0, cell.weight, cell.output_stride, cell.input_stride, cell.narrow, tile)
     f = activate(a, rows.cols, rows.dim, cell.pieces, cell.ACTIVATION)
     if cell.scale is not None:
         f = row_constants(cell.scale, rows, rows.dim, 0) * f

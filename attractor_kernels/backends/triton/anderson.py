@@ -101,6 +101,21 @@ def tile_sums(at, z, f, rings, steps, differences, where, damping, cols, mask, S
 
 
 @triton.jit
+def leave_out(sums, apart, where, SLOTS: tl.constexpr):
+    """A step's inner products without those of differences that are apart [R], a bit of each age.
+
+    So that they have the weight 0, and no part in others' weights but for the ridge.
+    """
+    bits = apart.to(tl.int32)
+    zero = apart * 0
+    for age in tl.static_range(SLOTS - 1):
+        out = where & (((bits >> age) & 1) == 1)
+        tl.store(sums + (3 + 2 * age), zero, mask=out)
+        if age > 0:
+            tl.store(sums + (2 + 2 * age), zero, mask=out | (where & ((bits & 1) == 1)))
+
+
+@triton.jit
 def store_gram_row(sums, group, steps, count, SLOTS: tl.constexpr):
     """A step's inner products of differences into the group's Gram matrix; count: valid differences."""
     gram = group + 1 + SLOTS + slot_of_age(steps, 0, SLOTS) * SLOTS

@@ -8,8 +8,9 @@ import triton
 import triton.language as tl
 
 from .activations import sigmoid, tanh
+from .changes import Narrow, state_product
 from .loop import row_constants, state_of
-from .products import matrix, product
+from .products import matrix
 
 
 class Gated(NamedTuple):
@@ -17,6 +18,7 @@ class Gated(NamedTuple):
     weight: Any  # [2D, D]
     output_stride: Any
     input_stride: Any
+    narrow: Any = None  # changes.Narrow of the weight, for products of changes
 
 
 class GatedLinear(NamedTuple):
@@ -26,21 +28,25 @@ class GatedLinear(NamedTuple):
     weight: Any  # [2D, D]
     output_stride: Any
     input_stride: Any
+    narrow: Any = None  # changes.Narrow of the weight, for products of changes
 
 
 @triton.jit
-def _half(total, cell, rows, first, tile):
-    """total + z W^T for the half of the weight's rows that begins with `first`."""
+def _half(total, cell, rows, which, tile):
+    """total + z W^T for the which-th half of the weight's rows."""
+    first = which * rows.dim
     weight = cell.weight + first * cell.output_stride
-    return product(
-        total, rows.state, weight, cell.output_stride, cell.input_stride, rows.cols, rows.dim, rows.dim, tile
-    )
+    narrow = cell.narrow
+    if narrow is not None:
+        shifted = narrow.weight + first * narrow.output_stride
+        narrow = Narrow(shifted, narrow.output_stride, narrow.input_stride)
+    return state_product(total, rows, which, weight, cell.output_stride, cell.input_stride, narrow, tile)
 
 
 @triton.jit
 def gated_map(cell, rows, tile):
     gate = _half(row_constants(cell.u, rows, 2 * rows.dim, 0), cell, rows, 0, tile)
-    candidate = _half(row_constants(cell.u, rows, 2 * rows.dim, rows.dim), cell, rows, rows.dim, tile)
+    candidate = _half(row_constants(cell.u, rows, 2 * rows.dim, rows.dim), cell, rows, 1, tile)
     z = state_of(rows, rows.live)
     return z + sigmoid(gate) * (tanh(candidate) - z)
 
@@ -48,10 +54,10 @@ def gated_map(cell, rows, tile):
 @triton.jit
 def gated_tangent_map(cell, rows, tile):
     zero = tl.zeros((tile.R, tile.C), tl.float32)
-    f = row_constants(cell.v, rows, rows.dim, 0) + row_constants(cell.c, rows, rows.dim, 0) * state_of(rows, rows.live)
-    f += row_constants(cell.q, rows, 2 * rows.dim, 0) * _half(zero, cell, rows, 0, tile)
-    f += row_constants(cell.q, rows, 2 * rows.dim, rows.dim) * _half(zero, cell, rows, rows.dim, tile)
-    return f
+    f = _half(zero, cell, rows, 0, tile) * row_constants(cell.q, rows, 2 * rows.dim, 0)
+    f += _half(zero, cell, rows, 1, tile) * row_constants(cell.q, rows, 2 * rows.dim, rows.dim)
+    f += row_constants(cell.v, rows, rows.dim, 0)  # after the products: during them registers are dear
+    return f + row_constants(cell.c, rows, rows.dim, 0) * state_of(rows, rows.live)
 
 
 @triton.jit

@@ -15,6 +15,7 @@ from ...ops._declare import OPERATORS
 from ..plan import DeviceFacts, SolvePlan
 from . import Sizes
 from .affine import Affine, affine_map
+from .changes import Narrow
 from .gated import Gated, GatedLinear, gated_adjoint_map, gated_map, gated_tangent_map
 from .loop import Method, Result, Tile, solve
 from .mlp import Mlp, MlpLinear, mlp_adjoint_map, mlp_map, mlp_tangent_map
@@ -56,6 +57,11 @@ def _contiguous(t: Tensor | None) -> Tensor | None:
 def _strided(weight: Tensor) -> tuple[Tensor, int, int]:
     """A weight as the maps take it: with the strides of its outputs and its inputs."""
     return weight, weight.stride(0), weight.stride(1)
+
+
+def _with_narrow(operands: Any) -> Any:
+    """Of a cell, with what its changes are multiplied by: one more pass over its weight, before the launch."""
+    return operands._replace(narrow=Narrow(*_strided(operands.weight.to(torch.bfloat16))))
 
 
 def _affine(tensors: Sequence[Any], activation: int, pieces: int) -> Problem:
@@ -167,9 +173,11 @@ def prepare(
         history=tail.history,
         dtype=z0.dtype,
         mixed=tail.mixed,
+        keep_best=tail.keep_best,
         rows=rows,
     )
-    slots = plan.slots
+    slots, kept = plan.slots, plan.kept
+    operands = _with_narrow(problem.operands) if kept else problem.operands
     result = Result(
         torch.empty_like(z0, memory_format=torch.contiguous_format),
         z0.new_empty(batch, dtype=torch.int32),
@@ -178,16 +186,16 @@ def prepare(
         z0.new_full((tail.max_steps, batch), torch.nan, dtype=torch.float32) if tail.trace else None,
     )
     lanes = plan.programs * plan.rows
-    columns = control_columns(slots)
+    columns = control_columns(slots, kept)
     launch = Launch(
         solve,
         (plan.programs,),
         (
             problem.evaluate,
-            problem.operands,
+            operands,
             z0.contiguous(),
             result,
-            z0.new_empty((lanes, scratch_vectors(slots), plan.columns), dtype=torch.float32),
+            z0.new_empty((lanes, scratch_vectors(slots, kept), plan.columns), dtype=torch.float32),
             z0.new_empty((lanes, columns), dtype=torch.float64),
             Numbers(
                 float(tail.damping),
@@ -200,7 +208,7 @@ def prepare(
             batch,
             dim,
             Method(_constant(slots), _constant(tail.solver == 2), _constant(tail.keep_best)),
-            Tile(*map(_constant, (plan.rows, plan.columns, plan.inputs, plan.hidden, plan.precision))),
+            Tile(*map(_constant, (plan.rows, plan.columns, plan.inputs, plan.hidden, plan.dots, kept))),
         ),
         dict(COLUMNS=columns, EPS=_EPS, num_warps=plan.warps, num_stages=plan.stages, maxnreg=plan.registers),
     )

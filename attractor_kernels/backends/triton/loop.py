@@ -16,12 +16,29 @@ from .anderson import (
     Rings,
     all_finite,
     available,
+    leave_out,
     mixed_step,
     newest,
     store_gram_row,
     tile_sums,
 )
-from .planning import CONTROL_COLUMNS
+from .changes import keep_change, kept_at, whose_turn
+from .mixed_precision import (
+    CHANGES,
+    FULL,
+    Verdict,
+    first_due,
+    full_is_due,
+    hold,
+    load_due,
+    load_held,
+    load_precision,
+    next_converges,
+    observe,
+    store_due,
+    store_precision,
+)
+from .planning import CONTROL_COLUMNS, PRECISION_COLUMNS
 from .planning import FIRST_RING as _FIRST_RING
 from .small_solve import System, solve_small
 from .stopping import (
@@ -29,12 +46,14 @@ from .stopping import (
     NONFINITE,
     RUNNING,
     STEPS,
+    accelerates,
     decide,
     judge,
     load_choice,
     load_progress,
     relative_residual,
     store_choice,
+    store_previous_r2,
     store_progress,
 )
 
@@ -42,6 +61,7 @@ from .stopping import (
 STATE, FACTOR, BEST, FIRST_RING = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(_FIRST_RING)
 
 _GROUP = tl.constexpr(CONTROL_COLUMNS)
+_PRECISION = tl.constexpr(PRECISION_COLUMNS)
 
 
 class Tile(NamedTuple):
@@ -52,18 +72,30 @@ class Tile(NamedTuple):
     K: Any
     H: Any
     PRECISION: Any
+    KEPT: Any  # vectors that a row keeps for products of its changes (changes.py); 0: all products are in full
 
 
 class Rows(NamedTuple):
     """A tile of rows as a cell's map sees it."""
 
     index: Any  # int64 [R]: which row of the batch
-    live: Any  # bool [R]: whether it is one
+    live: Any  # bool [R]: whether it is one, and is evaluated in this round
     state: Any  # pointers [R] to z, float32 [C], zero past dim
     factor: Any  # pointers [R] to as much scratch
     cols: Any  # [C]
     mask: Any  # bool [R, C]
     dim: Any
+    full: Any = None  # bool [R]: of the rows evaluated, those whose product is in full, where not all are
+    kept: Any = None  # changes.Kept
+
+
+class Control(NamedTuple):
+    """Where the numbers of each lane lie; pointers [R] to float64."""
+
+    row: Any  # as stopping.py has them
+    precision: Any  # as mixed_precision.py has them
+    group: Any  # valid differences, weights by age and how many are used, the Gram matrix
+    sums: Any  # inner products of a step
 
 
 class Result(NamedTuple):
@@ -113,34 +145,70 @@ def _start(z0, index, dim, cols, mask):
 
 
 @triton.jit
-def _settle(row, group, sums_at, live, dim, numbers, method, EPS: tl.constexpr):
+def _accelerates(choice, live, method):
+    """Where a problem mixes as a rule."""
+    if method.SLOTS == 0:
+        result = live & (live == 0)
+    elif method.AUTO:
+        result = accelerates(choice.mode)
+    else:
+        result = live
+    return result
+
+
+@triton.jit
+def _settle(at, live, dim, numbers, method, tile, EPS: tl.constexpr):
     """From a step's sums, how each row stands, and the weights of its next iterate into the group's columns.
 
-    Returns [R] each: the progress, |g|^2, |f|^2, the status, whether the iterate is the best so far, the differences
-    that are valid.
+    full: where the evaluation was one, if not everywhere. Returns the Verdict and [R] each: |g|^2, |f|^2, the
+    differences that are valid, where the next product is to be in full.
     """
     SLOTS: tl.constexpr = method.SLOTS
-    before = load_progress(row, live)
-    r2 = tl.load(sums_at, mask=live, other=0.0)
-    f2 = tl.load(sums_at + 1, mask=live, other=0.0)
+    MIXED: tl.constexpr = tile.KEPT > 0
+    before = load_progress(at.row, live)
+    choice_before = load_choice(at.row, live & (before.steps > 0))
+    r2 = tl.load(at.sums, mask=live, other=0.0)
+    f2 = tl.load(at.sums + 1, mask=live, other=0.0)
     p, status, is_best = judge(before, r2, f2, numbers, EPS)
-    goes_on = live & (status == RUNNING)
+    verdict = Verdict(p, status, is_best, None, None, None)
+    ring_steps = p.steps
+    moves = live
+    if MIXED:
+        m = load_precision(at.precision, live & (before.steps > 0))
+        full = load_due(at.precision, live) != CHANGES
+        ring_steps = p.steps - m.held
+        observed = observe(m, full, r2, f2, _accelerates(choice_before, live, method))
+        m, verdict = hold(m, observed, full, before, p, status, is_best, r2, f2)
+        moves = live & ((verdict.held | verdict.retreats) == 0)
+    goes_on = live & (verdict.status == RUNNING)
+    moves = moves & goes_on
+    choice = choice_before
     count = r2 * 0
     if SLOTS > 0:
-        choice = load_choice(row, live & (before.steps > 0))
-        along = r2 - tl.load(sums_at + 3, mask=live, other=0.0)
-        choice, mixes = decide(choice, p.steps, r2, along, dim, method.AUTO, True)
-        count = tl.where(mixes & goes_on, available(p.steps, group, live, SLOTS), 0.0)
-        system = System(sums_at, group + 1 + SLOTS, p.steps)
-        used = solve_small(system, count, numbers.ridge, group + 1, SLOTS)
-        tl.debug_barrier()  # the old columns have been read by all
-        tl.store(group + SLOTS, used, mask=live)
-        store_choice(row, choice, goes_on)
-        store_gram_row(sums_at, group, p.steps, count, SLOTS)
-    else:
+        along = r2 - tl.load(at.sums + 3, mask=live, other=0.0)
+        choice, mixes = decide(choice_before, ring_steps, r2, along, dim, method.AUTO, True)
+        count = tl.where(mixes & moves, available(ring_steps, at.group, live, SLOTS), 0.0)
+    tl.debug_barrier()  # the old columns have been read by all
+    store_progress(at.row, verdict.progress, goes_on)
+    if SLOTS > 0:
+        store_choice(at.row, choice, moves)
+    if MIXED:
+        if SLOTS == 0:
+            store_previous_r2(at.row, r2, moves)
+        # Picard steps contract evenly, so the one that will end the row is known beforehand.
+        last = (_accelerates(choice, live, method) == 0) & next_converges(r2, choice_before.previous_r2, f2, numbers)
+        due = full_is_due(m, verdict.held, last, p.steps, numbers.max_steps)
+        store_due(at.precision, tl.where(due, FULL, CHANGES).to(tl.float64), goes_on)
+        store_precision(at.precision, m, goes_on)
+        leave_out(at.sums, m.apart, live, SLOTS)
         tl.debug_barrier()
-    store_progress(row, p, goes_on)
-    return p, r2, f2, status, is_best & live, count
+    if SLOTS > 0:
+        system = System(at.sums, at.group + 1 + SLOTS, ring_steps)
+        used = solve_small(system, count, numbers.ridge, at.group + 1, SLOTS)
+        tl.debug_barrier()  # the old columns of the group have been read by all
+        tl.store(at.group + SLOTS, used, mask=live)
+        store_gram_row(at.sums, at.group, ring_steps, count, SLOTS)
+    return verdict, r2, f2, count
 
 
 @triton.jit
@@ -161,12 +229,20 @@ def _write(rows, result, p, status, r2, f2, z, is_best, best_at, ended, method):
 
 
 @triton.jit
+def _stay(following, z, best_at, verdict, is_best, works):
+    """The next iterate, where a row stays at z to have its end confirmed or goes back to its best iterate instead."""
+    back = (works & verdict.retreats & (is_best == 0))[:, None]
+    stays = (verdict.held | verdict.retreats)[:, None]
+    return tl.where(stays, tl.where(back, tl.load(best_at, mask=back, other=0.0), z), following)
+
+
+@triton.jit
 def solve(
     evaluate: tl.constexpr,  # (cell, rows, tile) -> f(z) [R, C]
     cell,  # its operands
     z0,  # [B, D]
     result,
-    vectors,  # float32 scratch [programs, R, scratch_vectors(SLOTS), C]
+    vectors,  # float32 scratch [programs, R, scratch_vectors(SLOTS, KEPT), C]
     control,  # float64 scratch [programs, R, COLUMNS]
     numbers,
     batch,
@@ -179,60 +255,89 @@ def solve(
     R: tl.constexpr = tile.R
     C: tl.constexpr = tile.C
     SLOTS: tl.constexpr = method.SLOTS
+    MIXED: tl.constexpr = tile.KEPT > 0
     lane = tl.arange(0, R)
     cols = tl.arange(0, C)
     place = (tl.program_id(0) * R + lane).to(tl.int64)
-    vector = vectors + place * ((FIRST_RING + 2 * SLOTS) * C)
+    vector = vectors + place * ((FIRST_RING + 2 * SLOTS + tile.KEPT) * C)
     rings = Rings(vector + FIRST_RING * C, vector + (FIRST_RING + SLOTS) * C, C)
+    kept = kept_at(vector + FACTOR * C, vector + (FIRST_RING + 2 * SLOTS) * C, C)
     state_at = (vector + STATE * C)[:, None] + cols[None, :]
     best_at = (vector + BEST * C)[:, None] + cols[None, :]
     row = control + place * COLUMNS
     group = row + _GROUP
-    sums_at = group + 1 + SLOTS + SLOTS * SLOTS
+    at = Control(row, row + (COLUMNS - _PRECISION), group, group + 1 + SLOTS + SLOTS * SLOTS)
     real = cols[None, :] < dim
 
     index = _row_of(lane, R)
     live = index < batch
     taken = lane + 0  # sequence number of the lane's row
     waiting = tl.full((), R, tl.int32)  # sequence number of the next row
-    tl.store(state_at, _start(z0, index, dim, cols, live[:, None] & real))
+    start = _start(z0, index, dim, cols, live[:, None] & real)
+    tl.store(state_at, start)
+    if MIXED:
+        due = first_due(start)
+        store_due(at.precision, due, live)
+        keep_change(kept, start, due, live, cols, tile)
     tl.store(row + STEPS, tl.zeros((R,), tl.float64))
     tl.debug_barrier()
 
     while tl.max(live.to(tl.int32)) > 0:
-        mask = live[:, None] & real
-        rows = Rows(index, live, vector + STATE * C, vector + FACTOR * C, cols, mask, dim)
+        works = live
+        full = live
+        if MIXED:
+            works, full = whose_turn(load_due(at.precision, live), live)
+        mask = works[:, None] & real
+        rows = Rows(index, works, vector + STATE * C, vector + FACTOR * C, cols, mask, dim, full, kept)
         f = tl.where(mask, evaluate(cell, rows, tile), 0.0)
         z = tl.load(state_at, mask=mask, other=0.0)
-        steps = tl.load(row + STEPS, mask=live, other=0.0) + 1
-        differences = available(steps, group, live, SLOTS)
-        tile_sums(sums_at, z, f, rings, steps, differences, live, numbers.damping, cols, mask, SLOTS)
+        steps = tl.load(row + STEPS, mask=works, other=0.0) + 1
+        ring_steps = steps
+        if MIXED:
+            ring_steps = steps - load_held(at.precision, works & (steps > 1))
+        differences = available(ring_steps, group, works, SLOTS)
+        tile_sums(at.sums, z, f, rings, ring_steps, differences, works, numbers.damping, cols, mask, SLOTS)
         following = z + numbers.damping * (f - z)
         tl.debug_barrier()
 
-        p, r2, f2, status, is_best, count = _settle(row, group, sums_at, live, dim, numbers, method, EPS)
-        ended = live & (status != RUNNING)
+        verdict, r2, f2, count = _settle(at, works, dim, numbers, method, tile, EPS)
+        p = verdict.progress
+        ended = works & (verdict.status != RUNNING)
+        is_best = works & verdict.is_best
         z = tl.load(state_at, mask=mask, other=0.0)  # again: registers are dearer
         if SLOTS > 0:
-            following = newest(rings.h, p.steps, rings.stride, cols, mask, SLOTS)
+            following = newest(rings.h, ring_steps, rings.stride, cols, mask, SLOTS)
             tl.debug_barrier()
-            mixed, used = mixed_step(following, rings, group, p.steps, live, cols, mask, SLOTS)
+            mixed, used = mixed_step(following, rings, group, ring_steps, works, cols, mask, SLOTS)
             accepted = (used > 0) & all_finite(mixed, vectors, mask)
             following = tl.where(accepted[:, None], mixed, following)
-            tl.store(group, tl.where(accepted, count, 0.0), mask=live)
+            keeps = works
+            if MIXED:
+                keeps = works & (verdict.held == 0)
+            tl.store(group, tl.where(accepted, count, 0.0), mask=keeps)
         if result.trace is not None:
-            at = result.trace + (p.steps - 1).to(tl.int64) * batch + index
-            tl.store(at, relative_residual(r2, f2), mask=live)
+            traced = works
+            if MIXED:
+                traced = works & (verdict.closes == 0)
+            trace_at = result.trace + (steps - 1).to(tl.int64) * batch + index
+            tl.store(trace_at, relative_residual(r2, f2), mask=traced)
         tl.store(best_at, z, mask=is_best[:, None])
         tl.debug_barrier()  # the state has been read by all
+        if MIXED:
+            following = _stay(following, z, best_at, verdict, is_best, works)
         if tl.max(ended.to(tl.int32)) > 0:
-            _write(rows, result, p, status, r2, f2, z, is_best, best_at, ended, method)
+            _write(rows, result, p, verdict.status, r2, f2, z, is_best, best_at, ended, method)
             taken = tl.where(ended, waiting + tl.cumsum(ended.to(tl.int32), 0) - 1, taken)
             waiting += tl.sum(ended.to(tl.int32))
             index = _row_of(taken, R)
             live = live & (index < batch)
             entering = (ended & live)[:, None]
             following = tl.where(entering, _start(z0, index, dim, cols, entering & real), following)
-        tl.store(row + STEPS, tl.where(ended, 0.0, p.steps))
-        tl.store(state_at, following, mask=live[:, None])
+            if MIXED:
+                store_due(at.precision, first_due(following), ended & live)
+                tl.debug_barrier()
+        tl.store(row + STEPS, tl.where(ended, 0.0, p.steps), mask=works)
+        tl.store(state_at, following, mask=(works & live)[:, None])
+        if MIXED:
+            keep_change(kept, following, load_due(at.precision, works & live), works & live, cols, tile)
         tl.debug_barrier()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from ..plan import DeviceFacts, SolvePlan, plan_solve, product_precision
+from ..plan import DeviceFacts, SolvePlan, changes_pay, plan_solve, product_precision
 from ..plan_table import choices_for, kind_of
 
+PRECISION_COLUMNS = 9  # of a row with products of changes, float64
+# Vectors that a row keeps for products of changes, where a kernel has such: the z that they stand for, the products.
+KEPT = {"solve_affine": 2, "solve_gated": 3, "solve_gated_tangent": 3}
 CONTROL_COLUMNS = 19  # of a problem, float64: what precedes the groups' columns
 FIRST_RING = 3  # vectors of a lane before its rings: the state, a factor, the best iterate
 
@@ -21,14 +24,14 @@ def sum_columns(slots: int) -> int:
     return 2 * max(slots, 1)
 
 
-def control_columns(slots: int) -> int:
+def control_columns(slots: int, kept: int = 0) -> int:
     """Float64 scratch of a lane: a problem's columns, those of its one group, its sums."""
-    return CONTROL_COLUMNS + group_columns(slots) + sum_columns(slots)
+    return CONTROL_COLUMNS + group_columns(slots) + sum_columns(slots) + (PRECISION_COLUMNS if kept else 0)
 
 
-def scratch_vectors(slots: int) -> int:
+def scratch_vectors(slots: int, kept: int = 0) -> int:
     """Float32 scratch vectors of a lane."""
-    return FIRST_RING + 2 * slots
+    return FIRST_RING + 2 * slots + kept
 
 
 def slots_of(solver: int, history: int, entries: int) -> int:
@@ -54,6 +57,7 @@ def plan_call(
     history: int,
     dtype: torch.dtype,
     mixed: bool,
+    keep_best: bool = False,
     rows: int | None = None,
 ) -> SolvePlan:
     """The plan of a solving operator's call; solver: its code. Other arguments as in `plan_solve`.
@@ -62,6 +66,9 @@ def plan_call(
     """
     kind = kind_of("triton", name, dtype=dtype, mixed=mixed, solver=solver, batch=batch, dim=dim, hidden=hidden)
     slots = slots_of(solver, history, dim)
+    # "best" compares residuals of different steps, which with products of changes are not of one kind.
+    permitted = mixed and not keep_best and dtype == torch.float32 and name in KEPT
+    kept = KEPT[name] if permitted and changes_pay(name, device, dim, products, KEPT[name]) else 0
     return plan_solve(
         name,
         device,
@@ -70,8 +77,9 @@ def plan_call(
         hidden=hidden,
         products=products,
         slots=slots,
-        vectors=scratch_vectors(slots),
-        control=control_columns(slots),
+        vectors=scratch_vectors(slots, kept),
+        control=control_columns(slots, kept),
+        kept=kept,
         precision=product_precision(dtype, mixed),
         rows=rows,
         choices=choices_for(device.name, kind)[0],

@@ -127,6 +127,12 @@ def store_choice(control, c, where):
 
 
 @triton.jit
+def store_previous_r2(control, r2, where):
+    """Of a Choice, where nothing else of it is kept."""
+    tl.store(control + _CHOICE, r2, mask=where)
+
+
+@triton.jit
 def finite(x):
     return x - x == 0
 
@@ -176,6 +182,12 @@ def _over_window(contraction2):
 
 
 @triton.jit
+def accelerates(mode):
+    """Whether Auto mixes in this mode."""
+    return (mode == _ANDERSON) | (mode == _KEEP_ANDERSON)
+
+
+@triton.jit
 def _choose(c, steps, r2, level, along, entries):
     """Auto's decision, see csrc/common/auto_choice.h; along = <g_k, g_{k-1}>."""
     since = c.since + 1
@@ -196,7 +208,7 @@ def _choose(c, steps, r2, level, along, entries):
     reset = start | judged
     picard2 = tl.where(start, contraction2, c.picard2)
     choice = Choice(r2, level, mode, tl.where(reset, 0.0, since), picard2, tl.where(reset, r2, c.entry_r2), anderson2)
-    return choice, (mode == _ANDERSON) | (mode == _KEEP_ANDERSON)
+    return choice, accelerates(mode)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import attractor_kernels as ak
-from attractor_kernels.backends import plan, registry, triton
+from attractor_kernels.backends import plan, registry, triton, use_plan
 from attractor_kernels.backends.triton import launch, step_launch
 from attractor_kernels.ops._declare import TRITON_NAMESPACE
 
@@ -60,6 +60,24 @@ def test_values_and_gradients(make_cell, forward, adjoint):
         z.backward(v.to(dtype))
         results.append([z.detach(), *(p.grad for p in copied.parameters())])
     assert calls == [forward, adjoint]
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_in_mixed_precision():
+    """Products of changes, forward and in the adjoint, which is the same operator."""
+    cell = ak.nn.AffineCell(20, 3, activation="tanh", leak=0.1)
+    x, v = torch.randn(3, 3), torch.randn(3, 20)
+    results = []
+    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        copied = copy.deepcopy(cell).to(dtype)
+        options = dict(rtol=1e-6, precision="mixed", backend=backend)
+        with use_plan("solve_affine", mixed=True):
+            z, info = ak.fixed_point(copied.bind(x.to(dtype)), torch.zeros(3, 20, dtype=dtype), **options)
+            z.backward(v.to(dtype))
+        assert info.converged.all() and info.adjoint.converged.all()
+        results.append([z.detach(), *(p.grad for p in copied.parameters())])
+    assert calls == ["solve_affine", "solve_affine"]
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
 

@@ -11,11 +11,12 @@ from attractor_kernels.ops._declare import SolveResult
 
 @pytest.mark.parametrize(("dim", "hidden"), [(5, 7), (33, 21)])
 @pytest.mark.parametrize("name", list(launch.PROBLEMS))
-def test_sizes_of_every_operator(name, dim, hidden):
+@pytest.mark.parametrize("mixed", [False, True])
+def test_sizes_of_every_operator(name, dim, hidden, mixed):
     def new(*shape):
         return torch.zeros(shape)
 
-    options = tail(ANDERSON, history=3)
+    options = tail(ANDERSON, history=3, mixed=mixed)
     v, q = new(9, dim), new(9, hidden)
     arguments = {
         "solve_affine": (v, v, new(dim, dim), None, None, 1, 0),
@@ -25,21 +26,34 @@ def test_sizes_of_every_operator(name, dim, hidden):
     for kind in ("adjoint", "tangent"):
         arguments[f"solve_mlp_{kind}"] = (v, v, q, v, new(9), new(hidden, dim), new(dim, hidden), None, 0.5, 2)
         arguments[f"solve_gated_{kind}"] = (v, v, new(9, 2 * dim), v, new(2 * dim, dim))
-    _, _, launched = launch.prepare(name, (*arguments[name], *options), SMALL)
     units = hidden if name.startswith("solve_mlp") else 0
-    planned = planning.plan_call(
-        name,
-        SMALL,
-        batch=9,
-        dim=dim,
-        hidden=units,
-        products=planning.multiply_adds(name, dim, units),
-        solver=ANDERSON,
-        history=3,
-        dtype=torch.float32,
-        mixed=False,
-    )
+    with use_plan(name, mixed=True):
+        launched = launch.prepare(name, (*arguments[name], *options), SMALL)[2]
+        planned = planning.plan_call(
+            name,
+            SMALL,
+            batch=9,
+            dim=dim,
+            hidden=units,
+            products=planning.multiply_adds(name, dim, units),
+            solver=ANDERSON,
+            history=3,
+            dtype=torch.float32,
+            mixed=mixed,
+        )
     assert planned == launched
+    assert planned.kept == (planning.KEPT.get(name, 0) if mixed else 0)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_scratch_is_as_planned(mixed):
+    case, options = affine(20, 6), tail(ANDERSON, mixed=mixed)
+    arguments = (*(None if t is None else t.float() for t in case.tensors), *case.constants, *options)
+    with use_plan("solve_affine", mixed=True):
+        call, _, plan = launch.prepare("solve_affine", arguments, SMALL)
+    vectors, control = call.arguments[4:6]
+    assert vectors.nbytes + control.nbytes == plan.scratch_bytes
+    assert vectors.shape[1] == 3 + 2 * 4 + 2 * mixed
 
 
 def test_a_plan_chosen_by_hand_is_launched():
