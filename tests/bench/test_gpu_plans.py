@@ -53,7 +53,7 @@ def test_what_is_tried_beside_the_models_triton_plan():
     assert found == [{"rows": 32}, {"rows": 64}, {"rows": 16, "warps": 8}, *stages]
     small = plans.alternatives(plans.call_of(replace(AFFINE, dim=16, precision="mixed")), H100, "triton")
     assert {"rows": 16} not in small and {"rows": 64} not in small  # either has other bits
-    assert all("stages" in choices for choices in small)
+    assert all("stages" in choices or "mixed" in choices for choices in small)
 
 
 @needs_facts
