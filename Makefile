@@ -3,6 +3,7 @@
 #   make demo    train the same layer twice, unrolled and through this package, and compare
 #   make test    wheel in a new environment, no compiler, tests from outside the tree; the wheel under another torch
 #   make test-thorough   every planned Triton kernel compiled for every architecture, after make test
+#   make test-cuda-build   the wheel under a CUDA build of torch, no device needed; 3 GB of downloads, after make test
 #   make bench   measure against the baselines; writes benchmarks/results/
 #   make lint    ruff, mypy, clang-format, typos
 #   make wheel   dist/*.whl
@@ -16,10 +17,11 @@ DEV := .venv-dev
 TEST := .venv-test
 USER := .venv-user
 OTHER := .venv-torch-$(OTHER_TORCH)
+WITH_CUDA := .venv-torch-$(OTHER_TORCH)-cuda
 PIP_INSTALL := -m pip install -q --disable-pip-version-check
 CPP_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test test-thorough bench lint wheel build install clean
+.PHONY: demo test test-thorough test-cuda-build bench lint wheel build install clean
 .DELETE_ON_ERROR:
 
 $(DEV)/ready: pyproject.toml tools/requirements.py Makefile
@@ -61,6 +63,15 @@ test: wheel $(OTHER)/ready
 # After `make test`, in the environment it leaves.
 test-thorough:
 	tools/test_installed.sh --thorough $(TEST) -q tests/backends/triton
+
+$(WITH_CUDA)/ready:
+	$(PYTHON) -m venv $(WITH_CUDA)
+	$(WITH_CUDA)/bin/python $(PIP_INSTALL) torch==$(OTHER_TORCH) numpy hypothesis pytest pyelftools
+	touch $@
+
+test-cuda-build: $(WITH_CUDA)/ready
+	$(WITH_CUDA)/bin/python $(PIP_INSTALL) --no-deps --force-reinstall dist/*.whl
+	tools/test_installed.sh $(WITH_CUDA) -q tests/packaging/test_library.py
 
 $(OTHER)/ready: $(DEV)/ready tools/install_torch_without_cuda.py
 	rm -rf $(OTHER)

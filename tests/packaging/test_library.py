@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from attractor_kernels import _facts
+from attractor_kernels.backends import cuda
+from attractor_kernels.backends.override import CUDA_OPERATORS
 
 elffile = pytest.importorskip("elftools.elf.elffile")
 
@@ -74,6 +76,15 @@ def test_exports_no_kernel(library):
     symbols = library.get_section_by_name(".dynsym").iter_symbols()
     names = [symbol.name for symbol in symbols if symbol["st_shndx"] != "SHN_UNDEF"]
     assert not [name for name in names if re.search("avx|portable|solve|step|cuda[A-Z]", name)]
+
+
+@pytest.mark.skipif(
+    torch.version.cuda is None, reason="torch is built without CUDA; make test-cuda-build has one with it"
+)
+@pytest.mark.parametrize("op", [*CUDA_OPERATORS, "anderson_step", "residual_norm"])
+def test_cuda_library_loads_without_a_device(op):
+    assert cuda.library_obstacle() == (_facts.build()["cuda"]["absent"] or None)
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"attractor_kernels::{op}", "CUDA")
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have the portable code only")
