@@ -78,6 +78,13 @@ class Nvcc(NamedTuple):
             flags.append(f"-gencode=arch=compute_{number},code={code}")
         return flags
 
+    @property
+    def wgmma(self) -> bool:
+        """Whether a device of compute capability 9.0 has code with its products by warpgroups; of plans for devices
+        elsewhere, where nothing is built, whether the default build has."""
+        names = {name.removesuffix("+PTX") for name in (self.architectures or CUDA_ARCHITECTURES).split()}
+        return "9.0a" in names and "9.0" not in names
+
 
 def find_nvcc() -> Nvcc:
     wanted = os.environ.get("FORCE_CUDA", "")
@@ -143,6 +150,7 @@ class Plan:
             f'constexpr const char* kNvccVersion = "{self.nvcc.version}";\n'
             f'constexpr const char* kCudaArchitectures = "{self.nvcc.architectures}";\n'
             f'constexpr const char* kCudaAbsent = "{self.nvcc.absent}";\n'
+            f"constexpr bool kWgmma = {str(self.nvcc.wgmma).lower()};\n"
             "constexpr struct { const char *name, *flags; } kKernelFlags[] = {\n"
             f"{flags}}};\n"
         )
@@ -204,7 +212,7 @@ class Plan:
         objects = []
         for kernel in sorted(CSRC.glob("cuda/*.cu")):
             objects.append(str(self.folder / "cuda" / f"{kernel.stem}.cu.o"))
-            flags = quote([*NVCC_FLAGS, *self.nvcc.targets()])
+            flags = quote([*NVCC_FLAGS, *self.nvcc.targets(), f"-DAK_BUILT_WITH_WGMMA={int(self.nvcc.wgmma)}"])
             ninja.build(objects[-1], "device", str(kernel), variables={"flags": flags})
         objects += [self.add_object(ninja, source, "cuda", []) for source in sorted(CSRC.glob("cuda/*.cpp"))]
         for source in sorted(CSRC.glob("ops/cuda*.cpp")):

@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include "arrival.h"
+#include "shared_limit.h"
 #include "step_body.h"
 
 namespace ak::cuda {
@@ -130,8 +131,7 @@ cudaError_t launch(const StepProblem& problem, const SolveOptions& options, cons
   const Kernel kernel = kernel_for(problem.type, plan);
   const int teams_per_block = plan.small ? kBlockThreads / kWarp : 1;
   const size_t shared = size_t(plan.team_bytes) * size_t(teams_per_block);
-  if (const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)))
-    return error;
+  if (const auto error = allow_all_shared(kernel)) return error;
   cudaLaunchAttribute cooperative{};
   cooperative.id = cudaLaunchAttributeCooperative;
   cooperative.val.cooperative = 1;

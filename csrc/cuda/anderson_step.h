@@ -50,6 +50,7 @@ struct DeviceFacts {
   int processors;        // streaming multiprocessors
   int shared_per_block;  // bytes a block may have
   int capability = 0;    // 10 times the major number and the minor one
+  bool wgmma = false;    // it has products by warpgroups, which exist in 9.0 alone, and so does the code
 };
 
 // Of the current device; null, or why they cannot be had.

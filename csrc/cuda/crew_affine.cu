@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include "crew_body.h"
+#include "shared_limit.h"
 
 namespace ak::cuda {
 namespace {
@@ -150,9 +151,7 @@ cudaError_t launch(const Arguments<T>& a, cudaStream_t stream) {
   const auto kernel = plan.cluster ? one ? crew_cluster_kernel<T, 1> : crew_cluster_kernel<T, 4>
                       : one        ? crew_grid_kernel<T, 1>
                                    : crew_grid_kernel<T, 4>;
-  const int shared = int(plan.at.shared_bytes);
-  if (const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared))
-    return error;
+  if (const auto error = allow_all_shared(kernel)) return error;
   if (const auto error = cudaMemsetAsync(a.scratch, 0, sizeof(unsigned long long), stream)) return error;
   cudaLaunchAttribute together{};
   if (plan.cluster) {
@@ -165,7 +164,7 @@ cudaError_t launch(const Arguments<T>& a, cudaStream_t stream) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(plan.members * plan.crews));
   config.blockDim = dim3(kCrewThreads);
-  config.dynamicSmemBytes = size_t(shared);
+  config.dynamicSmemBytes = size_t(plan.at.shared_bytes);
   config.stream = stream;
   config.attrs = &together;
   config.numAttrs = 1;

@@ -15,6 +15,7 @@ const char* device_facts(DeviceFacts& facts) {
   read(major, cudaDevAttrComputeCapabilityMajor);
   read(minor, cudaDevAttrComputeCapabilityMinor);
   facts.capability = 10 * major + minor;
+  facts.wgmma = AK_BUILT_WITH_WGMMA && facts.capability == 90;
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

@@ -14,7 +14,7 @@ constexpr double kStepEntries = 4;  // of an entry of the state, moved in a Pica
 // reading it takes longer than the product of 32 rows; the share of products that are in full all the same; and entries
 // moved for each that a row keeps.
 constexpr double kChangeTime = 1.0 / 800, kResidentTime = 1.0 / 2000, kFullShare = 0.15, kMixedEntries = 2.5;
-constexpr int kTensorCapability = 80, kGroupCapability = 90;  // the latter's products exist nowhere else
+constexpr int kTensorCapability = 80;
 
 // Entries of scratch that a row keeps of its mixed products.
 int64_t all_kept(const CellSize& size) {
@@ -89,8 +89,7 @@ ProductKind choose_products(const CellSize& size, const SolveOptions& options, i
   const auto fits = [&](int64_t bytes) { return bytes <= device.shared_per_block; };
   ProductKind best = kFull;
   if (fits(shared_bytes<T, MixedTiles::Narrow>(size, slots, kMma, 1))) best = kMma;
-  if (device.capability == kGroupCapability && choices.wgmma != 0 &&
-      fits(shared_bytes<T, MixedTiles::Wide>(size, slots, kWgmma, kGroupTeams)))
+  if (device.wgmma && choices.wgmma != 0 && fits(shared_bytes<T, MixedTiles::Wide>(size, slots, kWgmma, kGroupTeams)))
     best = kWgmma;
   const bool pays = Cost<T>{size, best}.picard_time() < Cost<T>{size}.picard_time();
   return (choices.mixed < 0 ? pays : choices.mixed > 0) ? best : kFull;
@@ -111,7 +110,10 @@ void fill(RowPlan& plan, const CellSize& size, int slots, const DeviceFacts& dev
   const int64_t tiles = (size.rows + Shape::rows - 1) / Shape::rows;
   plan.tile_rows = Shape::rows;
   plan.threads = Shape::threads;
-  plan.teams = plan.products == kWgmma && tiles > device.processors ? kGroupTeams : 1;
+  // Two narrow tiles may need more than the two wide ones that were made sure of.
+  const bool share = plan.products == kWgmma && tiles > device.processors &&
+                     shared_bytes<T, Shape>(size, slots, kWgmma, kGroupTeams) <= device.shared_per_block;
+  plan.teams = share ? kGroupTeams : 1;
   plan.team_shared = team_shared_bytes<T, Shape>(size, slots, plan.products);
   plan.shared_bytes = shared_bytes<T, Shape>(size, slots, plan.products, plan.teams);
   const int64_t resident = device.shared_per_block / plan.shared_bytes;
@@ -147,6 +149,8 @@ RowPlan plan_rows(const CellSize& size, const SolveOptions& options, const Devic
   RowPlan plan{};
   const int valid = int(options.history < size.dim ? options.history : size.dim);
   plan.products = choose_products<T>(size, options, options.solver == kPicard ? 0 : valid + 1, device, choices);
+  if (choices.wgmma > 0 && plan.products == kMma)
+    plan.refused = "products by warpgroups need code for a device of compute capability 9.0, and room for the weights";
   const Cost<T> cost{size, plan.products};
   plan.history = options.solver == kPicard ? 0 : options.solver == kAuto ? cost.auto_history(valid) : valid;
   plan.anderson_price = cost.anderson_price(plan.history);

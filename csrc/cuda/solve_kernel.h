@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include "row_solver.h"
+#include "shared_limit.h"
 #include "solve_cells.h"
 
 namespace ak::cuda {
@@ -36,7 +37,8 @@ __global__ void __launch_bounds__(kSolveThreads<Shape, products>, kSolveThreads<
   const Team team(nullptr);
   const RowQueue queue{reinterpret_cast<unsigned long long*>(a.scratch)};
   const char* packed = a.scratch + kQueueBytes;
-  const int which = kTeams > 1 ? int(threadIdx.x) / Shape::threads : 0;
+  // From lane 0, so that the compiler knows that all lanes have the same.
+  const int which = kTeams > 1 ? __shfl_sync(~0u, int(threadIdx.x) / Shape::threads, 0) : 0;
   unsigned char* space = shared + which * a.plan.team_shared;
   if constexpr (products == kWgmma) {
     const auto* const from = reinterpret_cast<const uint4*>(packed);
@@ -83,16 +85,14 @@ template <class Cell>
 cudaError_t launch(const SolveArguments<Cell>& a, cudaStream_t stream) {
   const auto kernel = with_variant<Cell>(
       a.plan, [](auto shape, auto products) { return solve_kernel<Cell, decltype(shape), products>; });
-  const int shared = int(a.plan.shared_bytes);
-  if (const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared))
-    return error;
+  if (const auto error = allow_all_shared(kernel)) return error;
   if (const auto error = cudaMemsetAsync(a.scratch, 0, sizeof(unsigned long long), stream)) return error;
   if constexpr (Cell::kMixed) {
     if (a.plan.products == kMma) pack<kMma>(a, stream);
     if (a.plan.products == kWgmma) pack<kWgmma>(a, stream);
   }
   const int threads = a.plan.threads * a.plan.teams;
-  kernel<<<dim3(unsigned(a.plan.blocks)), dim3(unsigned(threads)), size_t(shared), stream>>>(a);
+  kernel<<<dim3(unsigned(a.plan.blocks)), dim3(unsigned(threads)), size_t(a.plan.shared_bytes), stream>>>(a);
   return cudaGetLastError();
 }
 

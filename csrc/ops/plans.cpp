@@ -13,6 +13,7 @@
 #include "../cuda/gated_cell.h"
 #include "../cuda/mlp_cell.h"
 #include "../cuda/plan_table.h"
+#include "build_facts.h"
 
 namespace py = pybind11;
 
@@ -23,6 +24,7 @@ ak::cuda::DeviceFacts device_facts(int processors, int shared_per_block, int cap
   device.processors = processors;
   device.shared_per_block = shared_per_block;
   device.capability = capability;
+  device.wgmma = kWgmma && capability == 90;
   return device;
 }
 

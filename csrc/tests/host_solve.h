@@ -53,7 +53,7 @@ void solve_as_planned(const typename Cell::Problem& p, const SolveOptions& o,
   using T = typename Cell::Scalar;
   const cuda::RowPlan plan = cuda::plan_rows<T>(Cell::size(p), o, device, choices);
   CHECK(plan.shared_bytes <= device.shared_per_block, "%ld", long(plan.shared_bytes));
-  const cuda::ProductKind chosen = device.capability == 90 ? cuda::kWgmma : cuda::kMma;
+  const cuda::ProductKind chosen = device.wgmma ? cuda::kWgmma : cuda::kMma;
   CHECK(choices.mixed <= 0 || !mixed_allowed(o) || plan.products == chosen, "products: %d", plan.products);
   const std::vector<Chunk> packed = packed_weights<Cell>(p, plan);
   const int64_t resident = plan.products == cuda::kWgmma ? plan.packed_bytes : 0;  // of a block's shared memory
@@ -82,10 +82,14 @@ void solve_as_planned(const typename Cell::Problem& p, const SolveOptions& o,
 
 inline int capability = 80;  // of the device: which products of changes there are
 
+inline cuda::DeviceFacts some_device(int shared, int capability, int processors = 132) {
+  return {processors, shared, capability, capability == 90};
+}
+
 template <class Cell>
 void solve_on_host(const typename Cell::Problem& p, const SolveOptions& o, const SolveResult<typename Cell::Scalar>& r,
                    bool again) {
-  solve_as_planned<Cell>(p, o, r, {again ? 132 : 1, 232448, capability}, {});
+  solve_as_planned<Cell>(p, o, r, some_device(232448, capability, again ? 132 : 1), {});
 }
 
 // In mixed precision whether that pays or not, in either tile.
@@ -94,7 +98,7 @@ void solve_mixed_on_host(const typename Cell::Problem& p, const SolveOptions& o,
                          const SolveResult<typename Cell::Scalar>& r, bool again) {
   SolveOptions mixed = o;
   mixed.mixed = true;
-  solve_as_planned<Cell>(p, mixed, r, {1, 232448, capability}, {.rows = again ? 8 : 32, .mixed = 1});
+  solve_as_planned<Cell>(p, mixed, r, some_device(232448, capability, 1), {.rows = again ? 8 : 32, .mixed = 1});
 }
 
 }  // namespace ak::test

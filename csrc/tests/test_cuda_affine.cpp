@@ -77,7 +77,8 @@ void mixed_ends_as_full_does() {
     Solved<float> full(rows, dim), mixed(rows, dim), cpu(rows, dim);
     on_device(problem, o, full.pointers(), false);
     o.mixed = true;
-    const auto plan = cuda::plan_rows<float>(cuda::AffineCell<float>::size(problem), o, {132, 232448, capability});
+    const auto plan =
+        cuda::plan_rows<float>(cuda::AffineCell<float>::size(problem), o, some_device(232448, capability));
     CHECK(plan.products == (capability == 90 ? cuda::kWgmma : cuda::kMma), "%s", family.name);
     on_device(problem, o, mixed.pointers(), false);
     AK_ISA::solve_affine(problem, o, cpu.pointers(), kOneThread);

@@ -156,21 +156,31 @@ void each_size(int64_t rows, int64_t dim, int64_t hidden, const Check& check) {
   }
 }
 
-// On the devices with the least and the most shared memory, no state, hidden size or history is too large.
+// On the devices with the least and the most shared memory, no state, hidden size or history is too large; nor is what
+// another tile, more or fewer rows make of a plan whose products were chosen for all of them.
 template <class T>
 void every_size_fits() {
+  const auto fits = [](int64_t dim, int64_t rows, int history, bool mixed, const cuda::DeviceFacts& device) {
+    for (int tile : {0, 8, 32})
+      each_size<T>(rows, dim, 4 * dim, [&](const cuda::CellSize& size) {
+        SolveOptions o = options_for(kAnderson, history, 1e-5);
+        o.mixed = mixed;
+        const cuda::RowPlan plan = cuda::plan_rows<T>(size, o, device, {.rows = sizeof(T) == 8 ? 0 : tile});
+        CHECK(plan.refused != nullptr ? tile == 32 : plan.shared_bytes <= device.shared_per_block && plan.blocks >= 1,
+              "%d rows of %d, history %d, mixed %d, tile of %d: %d", int(rows), int(dim), history, mixed, tile,
+              int(plan.shared_bytes));
+      });
+  };
   for (int shared : {101376, 232448})
-    for (int64_t dim : {1, 200, 600, 2048, 20000})
-      for (int64_t rows : {1, 100000})
-        for (int history : {1, kMaxHistory})
-          for (bool mixed : {false, true})
-            each_size<T>(rows, dim, 4 * dim, [&](const cuda::CellSize& size) {
-              SolveOptions o = options_for(kAnderson, history, 1e-5);
-              o.mixed = mixed;
-              const cuda::RowPlan plan = cuda::plan_rows<T>(size, o, {132, shared, 80});
-              CHECK(plan.shared_bytes <= shared && plan.blocks >= 1, "%d entries, history %d, mixed %d: %d", int(dim),
-                    history, mixed, int(plan.shared_bytes));
-            });
+    for (int capability : {80, 90})
+      for (int64_t rows : {1, 1057, 100000})
+        for (int history : {1, 5, kMaxHistory})
+          for (bool mixed : {false, true}) {
+            for (int64_t dim : {1, 200, 600, 2048, 20000})
+              fits(dim, rows, history, mixed, some_device(shared, capability));
+            for (int64_t dim = 32; dim < 300; dim += 4)
+              fits(dim, rows, history, mixed, some_device(shared, capability));
+          }
 }
 
 // Mixed products are taken where they pay and can be had, whatever the batch.
@@ -180,8 +190,8 @@ void mixed_where_it_pays() {
   const auto check = [&](int64_t dim, int shared, int capability, bool wanted) {
     for (int64_t rows : {1, 100000})
       each_size<float>(rows, dim, 2 * dim, [&](const cuda::CellSize& size) {
-        CHECK(cuda::plan_rows<float>(size, o, {132, shared, capability}).mixed() == wanted, "%d rows of %d", int(rows),
-              int(dim));
+        CHECK(cuda::plan_rows<float>(size, o, some_device(shared, capability)).mixed() == wanted, "%d rows of %d",
+              int(rows), int(dim));
       });
   };
   for (int shared : {101376, 232448}) {
