@@ -35,7 +35,7 @@ QUICK = [
 def allowed_spills(history):
     """Bytes a thread: what the widest tiles come out above the 255 registers there are."""
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    return 32 if history <= 5 and version >= (3, 7) else 192
+    return 32 if history <= 5 and version >= (3, 7) else 200
 
 
 def check(architecture, name, dim, solver, batch=2000, mixed=False, rows=None, changes=False, **choices):
