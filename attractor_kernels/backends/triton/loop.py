@@ -160,8 +160,8 @@ def _accelerates(choice, live, method):
 def _settle(at, live, dim, numbers, method, tile, EPS: tl.constexpr):
     """From a step's sums, how each row stands, and the weights of its next iterate into the group's columns.
 
-    full: where the evaluation was one, if not everywhere. Returns the Verdict and [R] each: |g|^2, |f|^2, the
-    differences that are valid, where the next product is to be in full.
+    Returns the Verdict and the differences that are valid [R]. What is remembered goes to memory before the small
+    systems are solved, which need the registers.
     """
     SLOTS: tl.constexpr = method.SLOTS
     MIXED: tl.constexpr = tile.KEPT > 0
@@ -338,7 +338,7 @@ def solve(
             following = tl.where(entering, _start(z0, index, dim, cols, entering & real), following)
             if MIXED:
                 store_due(at.precision, first_due(following), ended & live)
-                tl.debug_barrier()
+            tl.debug_barrier()  # the old columns have been read by all
             tl.store(row + STEPS, steps * 0, mask=ended)
         tl.store(state_at, following, mask=(works & live)[:, None])
         if MIXED:
