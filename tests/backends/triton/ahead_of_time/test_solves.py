@@ -35,9 +35,7 @@ QUICK = [
 def allowed_spills(planned):
     """Bytes a thread: what the widest tiles come out above the 255 registers there are."""
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if planned.slots > 6 or version < (3, 7):
-        return 200
-    return 64 if planned.kept > 2 else 32
+    return 200 if planned.slots > 6 or version < (3, 7) else 32
 
 
 def check(architecture, name, dim, solver, batch=2000, mixed=False, rows=None, changes=False, **choices):
