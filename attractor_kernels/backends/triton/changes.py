@@ -85,30 +85,22 @@ def keep_change(kept, z, due, where, cols, tile):
 @triton.jit
 def kept_product(rows, which, weight, output_stride, input_stride, narrow, tile):
     """z W^T for the rows at work, the which-th of the products that they keep."""
-    kept = rows.kept
+    cols, dim = rows.cols, rows.dim
     changed = rows.live & (rows.full == 0)
-    at = (kept.products + which * tile.C)[:, None] + rows.cols[None, :]
-    a = tl.zeros((tile.R, tile.C), tl.float32)
-    if tl.max(changed.to(tl.int32)) > 0:
-        a = product(
-            a,
-            kept.change,
-            narrow.weight,
-            narrow.output_stride,
-            narrow.input_stride,
-            rows.cols,
-            rows.dim,
-            rows.dim,
-            tile,
-            _OPERAND,
-        )
-        a += tl.load(at, mask=changed[:, None], other=0.0)  # last: one rounding of the sum a step, whatever the size
+    at = (rows.kept.products + which * tile.C)[:, None] + cols[None, :]
+    zero = tl.zeros((tile.R, tile.C), tl.float32)
     if tl.max(rows.full.to(tl.int32)) > 0:
-        zero = tl.zeros((tile.R, tile.C), tl.float32)
-        full = product(zero, rows.state, weight, output_stride, input_stride, rows.cols, rows.dim, rows.dim, tile)
-        a = tl.where(rows.full[:, None], full, a)
+        full = product(zero, rows.state, weight, output_stride, input_stride, cols, dim, dim, tile)
+        tl.store(at, full, mask=rows.full[:, None])
+        tl.debug_barrier()
+    a = zero
+    if tl.max(changed.to(tl.int32)) > 0:
+        strides = (narrow.output_stride, narrow.input_stride)
+        a = product(a, rows.kept.change, narrow.weight, strides[0], strides[1], cols, dim, dim, tile, _OPERAND)
+        a = tl.where(changed[:, None], a, 0.0)
+    a += tl.load(at, mask=rows.live[:, None], other=0.0)  # last: one rounding of the sum a step, whatever the size
     tl.debug_barrier()  # the sums have been read by all
-    tl.store(at, a, mask=rows.live[:, None])
+    tl.store(at, a, mask=changed[:, None])
     return a
 
 

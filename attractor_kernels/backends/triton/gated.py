@@ -28,15 +28,13 @@ class GatedLinear(NamedTuple):
     weight: Any  # [2D, D]
     output_stride: Any
     input_stride: Any
-    narrow: Any = None  # changes.Narrow of the weight, for products of changes
 
 
 @triton.jit
-def _half(total, cell, rows, which, tile):
-    """total + z W^T for the which-th half of the weight's rows."""
+def _half(total, cell, narrow, rows, which, tile):
+    """total + z W^T for the which-th half of the weight's rows; narrow: as in Gated."""
     first = which * rows.dim
     weight = cell.weight + first * cell.output_stride
-    narrow = cell.narrow
     if narrow is not None:
         shifted = narrow.weight + first * narrow.output_stride
         narrow = Narrow(shifted, narrow.output_stride, narrow.input_stride)
@@ -45,8 +43,8 @@ def _half(total, cell, rows, which, tile):
 
 @triton.jit
 def gated_map(cell, rows, tile):
-    gate = _half(row_constants(cell.u, rows, 2 * rows.dim, 0), cell, rows, 0, tile)
-    candidate = _half(row_constants(cell.u, rows, 2 * rows.dim, rows.dim), cell, rows, 1, tile)
+    gate = _half(row_constants(cell.u, rows, 2 * rows.dim, 0), cell, cell.narrow, rows, 0, tile)
+    candidate = _half(row_constants(cell.u, rows, 2 * rows.dim, rows.dim), cell, cell.narrow, rows, 1, tile)
     z = state_of(rows, rows.live)
     return z + sigmoid(gate) * (tanh(candidate) - z)
 
@@ -54,8 +52,8 @@ def gated_map(cell, rows, tile):
 @triton.jit
 def gated_tangent_map(cell, rows, tile):
     zero = tl.zeros((tile.R, tile.C), tl.float32)
-    f = _half(zero, cell, rows, 0, tile) * row_constants(cell.q, rows, 2 * rows.dim, 0)
-    f += _half(zero, cell, rows, 1, tile) * row_constants(cell.q, rows, 2 * rows.dim, rows.dim)
+    f = _half(zero, cell, None, rows, 0, tile) * row_constants(cell.q, rows, 2 * rows.dim, 0)
+    f += _half(zero, cell, None, rows, 1, tile) * row_constants(cell.q, rows, 2 * rows.dim, rows.dim)
     f += row_constants(cell.v, rows, rows.dim, 0)  # after the products: during them registers are dear
     return f + row_constants(cell.c, rows, rows.dim, 0) * state_of(rows, rows.live)
 

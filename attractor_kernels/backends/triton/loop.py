@@ -160,8 +160,8 @@ def _accelerates(choice, live, method):
 def _settle(at, live, dim, numbers, method, tile, EPS: tl.constexpr):
     """From a step's sums, how each row stands, and the weights of its next iterate into the group's columns.
 
-    full: where the evaluation was one, if not everywhere. Returns the Verdict and [R] each: |g|^2, |f|^2, the
-    differences that are valid, where the next product is to be in full.
+    Returns the Verdict and the differences that are valid [R]. What is remembered goes to memory before the small
+    systems are solved, which need the registers.
     """
     SLOTS: tl.constexpr = method.SLOTS
     MIXED: tl.constexpr = tile.KEPT > 0
@@ -189,7 +189,8 @@ def _settle(at, live, dim, numbers, method, tile, EPS: tl.constexpr):
         choice, mixes = decide(choice_before, ring_steps, r2, along, dim, method.AUTO, True)
         count = tl.where(mixes & moves, available(ring_steps, at.group, live, SLOTS), 0.0)
     tl.debug_barrier()  # the old columns have been read by all
-    store_progress(at.row, verdict.progress, goes_on)
+    tl.store(at.row + STEPS, verdict.progress.steps, mask=live)
+    store_progress(at.row, verdict.progress, live)
     if SLOTS > 0:
         store_choice(at.row, choice, moves)
     if MIXED:
@@ -208,7 +209,7 @@ def _settle(at, live, dim, numbers, method, tile, EPS: tl.constexpr):
         tl.debug_barrier()  # the old columns of the group have been read by all
         tl.store(at.group + SLOTS, used, mask=live)
         store_gram_row(at.sums, at.group, ring_steps, count, SLOTS)
-    return verdict, r2, f2, count
+    return verdict, count
 
 
 @triton.jit
@@ -300,8 +301,7 @@ def solve(
         following = z + numbers.damping * (f - z)
         tl.debug_barrier()
 
-        verdict, r2, f2, count = _settle(at, works, dim, numbers, method, tile, EPS)
-        p = verdict.progress
+        verdict, count = _settle(at, works, dim, numbers, method, tile, EPS)
         ended = works & (verdict.status != RUNNING)
         is_best = works & verdict.is_best
         z = tl.load(state_at, mask=mask, other=0.0)  # again: registers are dearer
@@ -315,6 +315,8 @@ def solve(
             if MIXED:
                 keeps = works & (verdict.held == 0)
             tl.store(group, tl.where(accepted, count, 0.0), mask=keeps)
+        r2 = tl.load(at.sums, mask=works, other=0.0)
+        f2 = tl.load(at.sums + 1, mask=works, other=0.0)
         if result.trace is not None:
             traced = works
             if MIXED:
@@ -326,6 +328,7 @@ def solve(
         if MIXED:
             following = _stay(following, z, best_at, verdict, is_best, works)
         if tl.max(ended.to(tl.int32)) > 0:
+            p = load_progress(row, works)
             _write(rows, result, p, verdict.status, r2, f2, z, is_best, best_at, ended, method)
             taken = tl.where(ended, waiting + tl.cumsum(ended.to(tl.int32), 0) - 1, taken)
             waiting += tl.sum(ended.to(tl.int32))
@@ -335,8 +338,8 @@ def solve(
             following = tl.where(entering, _start(z0, index, dim, cols, entering & real), following)
             if MIXED:
                 store_due(at.precision, first_due(following), ended & live)
-                tl.debug_barrier()
-        tl.store(row + STEPS, tl.where(ended, 0.0, p.steps), mask=works)
+            tl.debug_barrier()  # the old columns have been read by all
+            tl.store(row + STEPS, steps * 0, mask=ended)
         tl.store(state_at, following, mask=(works & live)[:, None])
         if MIXED:
             keep_change(kept, following, load_due(at.precision, works & live), works & live, cols, tile)

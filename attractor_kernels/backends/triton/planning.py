@@ -9,7 +9,7 @@ from ..plan_table import choices_for, kind_of
 
 PRECISION_COLUMNS = 9  # of a row with products of changes, float64
 # Vectors that a row keeps for products of changes, where a kernel has such: the z that they stand for, the products.
-KEPT = {"solve_affine": 2, "solve_gated": 3, "solve_gated_tangent": 3}
+KEPT = {"solve_affine": 2, "solve_gated": 3}
 CONTROL_COLUMNS = 19  # of a problem, float64: what precedes the groups' columns
 FIRST_RING = 3  # vectors of a lane before its rings: the state, a factor, the best iterate
 

@@ -33,10 +33,10 @@ QUICK = [
 ]
 
 
-def allowed_spills(history):
+def allowed_spills(planned):
     """Bytes a thread: what the widest tiles come out above the 255 registers there are."""
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    return 32 if history <= 5 and version >= (3, 7) else 192
+    return 200 if planned.slots > 6 or version < (3, 7) else 32
 
 
 def check(architecture, name, dim, solver, batch=2000, mixed=False, rows=None, changes=False, **choices):
@@ -48,7 +48,7 @@ def check(architecture, name, dim, solver, batch=2000, mixed=False, rows=None, c
         kernel, planned = solve_kernel(name, architecture, call, rows)
     assert (planned.kept > 0) == changes
     used = usage(kernel)
-    assert used.stack <= allowed_spills(planned.slots - 1), f"{used} spills"
+    assert used.stack <= allowed_spills(planned), f"{used} spills"
     assert used.registers * planned.warps * 32 <= plan.REGISTERS
     assert used.shared <= DEVICES[architecture].shared_bytes
     assert used.shared <= 2 * planned.shared_bytes

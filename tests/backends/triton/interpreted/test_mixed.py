@@ -93,24 +93,9 @@ def gated(rows, dim):
     return Case("solve_gated", (normal(rows, dim), normal(rows, 2 * dim), contraction(2 * dim, dim, 0.7)))
 
 
-def gated_tangent(rows, dim):
-    c = 0.5 * torch.rand(rows, dim, dtype=torch.float64)
-    tensors = (normal(rows, dim), normal(rows, dim), normal(rows, 2 * dim, scale=0.4), c)
-    return Case("solve_gated_tangent", (*tensors, contraction(2 * dim, dim, 0.7)))
-
-
-@pytest.mark.parametrize(
-    ("make", "dim", "solver"),
-    [
-        (gated, 1, PICARD),
-        (gated, 13, AUTO),
-        (gated, 40, ANDERSON),
-        (gated_tangent, 33, PICARD),
-        (gated_tangent, 13, AUTO),
-    ],
-)
-def test_gated(make, dim, solver):
-    case = make(3, dim)
+@pytest.mark.parametrize(("dim", "solver"), [(1, PICARD), (13, AUTO), (40, ANDERSON)])
+def test_gated(dim, solver):
+    case = gated(3, dim)
     options = tail(solver, rtol=1e-4, max_steps=100)
     got, want = case.triton(options._replace(mixed=True)), case.reference(options)
     assert (got.status == Status.CONVERGED).all()
