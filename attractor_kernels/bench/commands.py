@@ -97,9 +97,7 @@ def info(
     ] = None,
     backend: Annotated[str, typer.Option(help="Of a GPU plan: triton, cuda.")] = "triton",
     history: Annotated[int, typer.Option(min=1, max=32, help="Differences a GPU plan keeps.")] = 5,
-    hidden: Annotated[
-        int, typer.Option(min=0, help="Hidden units of an ungated MLP. Default: as the state.")
-    ] = 0,
+    hidden: Annotated[int, typer.Option(min=0, help="Hidden units of an ungated MLP. Default: as the state.")] = 0,
     dtype: Annotated[str, typer.Option(help="State of a GPU plan: float32, bfloat16, float16, float64.")] = "float32",
     precision: Annotated[str, typer.Option(help="Of a GPU plan: full, mixed.")] = "full",
     table: Annotated[
