@@ -50,7 +50,7 @@ lint: $(DEV)/ready
 # The C++ tests compile with sanitizers, so they run here; the rest runs where there is no compiler. pytest's own
 # line of the main run comes last.
 test: wheel $(OTHER)/ready
-	$(DEV)/bin/python -m pytest -q -n auto tests/cpp
+	$(DEV)/bin/python -m pytest -q -n auto --dist worksteal tests/cpp
 	$(OTHER)/bin/python $(PIP_INSTALL) --no-deps --force-reinstall dist/*.whl
 	tools/test_installed.sh $(OTHER) -q tests/packaging
 	rm -rf $(TEST)
