@@ -8,6 +8,7 @@ import triton
 from compiling import DEVICES, SOLVERS, solve_call, solve_kernel, tail, usage
 
 from attractor_kernels.backends import plan, use_plan
+from attractor_kernels.backends.override import told
 from attractor_kernels.backends.plan_table import Kind, PlanEntry
 from attractor_kernels.backends.triton import HISTORY_LIMIT, STATE_LIMIT, launch
 from attractor_kernels.backends.triton.planning import KEPT
@@ -44,7 +45,7 @@ def check(architecture, name, dim, solver, batch=2000, mixed=False, rows=None, c
     options = tail(SOLVERS[solver], mixed, trace=True)
     hidden = choices.pop("hidden", 512)
     call = solve_call(name, batch, dim, hidden, options, **choices)
-    with use_plan(name, mixed=changes):
+    with use_plan(name, **told(name, "triton"), mixed=changes):
         kernel, planned = solve_kernel(name, architecture, call, rows)
     assert (planned.kept > 0) == changes
     used = usage(kernel)
@@ -117,8 +118,8 @@ def test_a_row_is_summed_in_the_same_order_as_a_table_may_choose(name, dim, rows
     model, planned = check(90, name, dim, "picard")
     assert (planned.rows, planned.warps, planned.stages) != (rows, choices["warps"], choices.get("stages", 3))
     with use_plan(name, rows=rows, **choices):
-        told = reduced_layouts(check(90, name, dim, "picard")[0])
-    assert told and told == reduced_layouts(model)
+        found = reduced_layouts(check(90, name, dim, "picard")[0])
+    assert found and found == reduced_layouts(model)
 
 
 def test_what_a_table_is_refused_for_sums_a_row_in_another_order():
