@@ -233,6 +233,8 @@ def plan_step(*, problems: int, groups: int, entries: int, slots: int, item_byte
     if not whole:
         columns = min(columns, TILE_ENTRIES // 2)
     held = max(1, TILE_ENTRIES // 2 // columns)
+    if slots > 6:  # long histories leave registers for fewer groups' small systems
+        held = min(held, max(16, LEAST_ENTRIES // columns))
     tiles = -(-entries // columns)
     vectors = 3 + 2 * slots if slots else 3
     return StepPlan(

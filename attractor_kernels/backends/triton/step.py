@@ -297,13 +297,13 @@ def _arrived(counter, where, expected):
 def _total(at, stride, count, where, BATCH: tl.constexpr):
     """The sum of at[0], at[stride], ..., at[(count - 1) * stride] of each lane, always in the same order [R]."""
     part = tl.arange(0, BATCH)
-    total = tl.where(where, 0.0, 0.0).to(tl.float64)
+    total = tl.zeros((at.shape[0], BATCH), tl.float64)
     for first in range(0, count, BATCH):
         mask = where[:, None] & (first + part < count)[None, :]
         from_all = at[:, None] + ((first + part) * stride)[None, :]
         # Other programs wrote it: past the first-level cache.
-        total += tl.sum(tl.load(from_all, mask=mask, other=0.0, cache_modifier=".cg"), 1)
-    return total
+        total += tl.load(from_all, mask=mask, other=0.0, cache_modifier=".cg")
+    return tl.sum(total, 1)  # not in the loop: Triton (3.7) fails on loops of sums that are used twice
 
 
 @triton.jit

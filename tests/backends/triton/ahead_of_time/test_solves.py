@@ -37,7 +37,7 @@ QUICK = [
 def allowed_spills(planned):
     """Bytes a thread: what the widest tiles come out above the 255 registers there are."""
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    return 200 if planned.slots > 6 or version < (3, 7) else 32
+    return 200 if planned.slots > 6 or version < (3, 7) else 40
 
 
 def check(architecture, name, dim, solver, batch=2000, mixed=False, rows=None, changes=False, **choices):
