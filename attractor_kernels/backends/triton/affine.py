@@ -21,7 +21,7 @@ class Affine(NamedTuple):
     scale: Any  # [B, D] or None
     pieces: Any
     ACTIVATION: Any
-    narrow: Any = None  # changes.Narrow of the weight, for products of changes
+    narrow: Any = None  # the weight in bfloat16, contiguous, for products of changes
 
 
 @triton.jit

@@ -22,14 +22,6 @@ _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 _OPERAND = tl.constexpr(tl.float32 if triton.knobs.runtime.interpret else tl.bfloat16)
 
 
-class Narrow(NamedTuple):
-    """A weight in bfloat16."""
-
-    weight: Any
-    output_stride: Any
-    input_stride: Any
-
-
 class Kept(NamedTuple):
     """What rows keep of their products; pointers [R]."""
 
@@ -84,7 +76,7 @@ def keep_change(kept, z, due, where, cols, tile):
 
 @triton.jit
 def kept_product(rows, which, weight, output_stride, input_stride, narrow, tile):
-    """z W^T for the rows at work, the which-th of the products that they keep."""
+    """z W^T for the rows at work, the which-th of the products that they keep; narrow: W in bfloat16, contiguous."""
     cols, dim = rows.cols, rows.dim
     changed = rows.live & (rows.full == 0)
     at = (rows.kept.products + which * tile.C)[:, None] + cols[None, :]
@@ -95,8 +87,7 @@ def kept_product(rows, which, weight, output_stride, input_stride, narrow, tile)
         tl.debug_barrier()
     a = zero
     if tl.max(changed.to(tl.int32)) > 0:
-        strides = (narrow.output_stride, narrow.input_stride)
-        a = product(a, rows.kept.change, narrow.weight, strides[0], strides[1], cols, dim, dim, tile, _OPERAND)
+        a = product(a, rows.kept.change, narrow, dim, 1, cols, dim, dim, tile, _OPERAND)
         a = tl.where(changed[:, None], a, 0.0)
     a += tl.load(at, mask=rows.live[:, None], other=0.0)  # last: one rounding of the sum a step, whatever the size
     tl.debug_barrier()  # the sums have been read by all

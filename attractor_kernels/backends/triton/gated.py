@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .activations import sigmoid, tanh
-from .changes import Narrow, state_product
+from .changes import state_product
 from .loop import row_constants, state_of
 from .products import matrix
 
@@ -18,7 +18,7 @@ class Gated(NamedTuple):
     weight: Any  # [2D, D]
     output_stride: Any
     input_stride: Any
-    narrow: Any = None  # changes.Narrow of the weight, for products of changes
+    narrow: Any = None  # the weight in bfloat16, contiguous, for products of changes
 
 
 class GatedLinear(NamedTuple):
@@ -36,8 +36,7 @@ def _half(total, cell, narrow, rows, which, tile):
     first = which * rows.dim
     weight = cell.weight + first * cell.output_stride
     if narrow is not None:
-        shifted = narrow.weight + first * narrow.output_stride
-        narrow = Narrow(shifted, narrow.output_stride, narrow.input_stride)
+        narrow = narrow + first * rows.dim
     return state_product(total, rows, which, weight, cell.output_stride, cell.input_stride, narrow, tile)
 
 

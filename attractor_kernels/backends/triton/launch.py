@@ -15,7 +15,6 @@ from ...ops._declare import OPERATORS
 from ..plan import DeviceFacts, SolvePlan
 from . import Sizes
 from .affine import Affine, affine_map
-from .changes import Narrow
 from .gated import Gated, GatedLinear, gated_adjoint_map, gated_map, gated_tangent_map
 from .loop import Method, Result, Tile, solve
 from .mlp import Mlp, MlpLinear, mlp_adjoint_map, mlp_map, mlp_tangent_map
@@ -61,7 +60,7 @@ def _strided(weight: Tensor) -> tuple[Tensor, int, int]:
 
 def _with_narrow(operands: Any) -> Any:
     """Of a cell, with what its changes are multiplied by: one more pass over its weight, before the launch."""
-    return operands._replace(narrow=Narrow(*_strided(operands.weight.to(torch.bfloat16))))
+    return operands._replace(narrow=operands.weight.to(torch.bfloat16).contiguous())
 
 
 def _affine(tensors: Sequence[Any], activation: int, pieces: int) -> Problem:

@@ -170,7 +170,8 @@ def _settle(at, live, dim, numbers, method, tile, EPS: tl.constexpr):
     r2 = tl.load(at.sums, mask=live, other=0.0)
     f2 = tl.load(at.sums + 1, mask=live, other=0.0)
     p, status, is_best = judge(before, r2, f2, numbers, EPS)
-    verdict = Verdict(p, status, is_best, None, None, None)
+    never = live & (live == 0)  # not None, which Triton 3.6 cannot return
+    verdict = Verdict(p, status, is_best, never, never, never)
     ring_steps = p.steps
     moves = live
     if MIXED:
