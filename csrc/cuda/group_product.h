@@ -14,14 +14,13 @@ namespace ak::cuda {
 // inputs apart by all of the other way.
 constexpr int kGroupPanelEntries = kGroupRows * kMmaDepth;
 
-constexpr int64_t group_padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 constexpr int64_t group_weight_bytes(int64_t outputs, int64_t inputs) {
-  return group_padded(outputs, kGroupRows) * group_padded(inputs, kMmaDepth) * int64_t(sizeof(BFloat16));
+  return padded(outputs, kGroupRows) * padded(inputs, kMmaDepth) * int64_t(sizeof(BFloat16));
 }
 
 // Writes entry i of the packed W: [outputs / 64, inputs / 16, 2 halves of the inputs, 64 outputs, 8 inputs].
 AK_DEVICE void pack_group_weights(const Matrix<float>& w, BFloat16* packed, int64_t i) {
-  const int64_t slices = group_padded(w.inputs, kMmaDepth) / kMmaDepth, panel = i / kGroupPanelEntries;
+  const int64_t slices = padded(w.inputs, kMmaDepth) / kMmaDepth, panel = i / kGroupPanelEntries;
   const int half = int(i / (kGroupRows * kCoreDepth) % 2);
   const int64_t n = panel / slices * kGroupRows + i / kCoreDepth % kGroupRows;
   const int64_t k = panel % slices * kMmaDepth + half * kCoreDepth + i % kCoreDepth;
@@ -35,7 +34,7 @@ template <int rows>
 struct GroupTile {
   static constexpr int kAlong = (rows + 1) * kCoreDepth;  // entries from 8 inputs to the next
 
-  AK_HD_MEMBER static constexpr int64_t filled(int64_t inputs) { return group_padded(inputs, kMmaDepth); }
+  AK_HD_MEMBER static constexpr int64_t filled(int64_t inputs) { return padded(inputs, kMmaDepth); }
   AK_HD_MEMBER static constexpr int64_t entries(int64_t inputs) { return filled(inputs) / kCoreDepth * kAlong; }
   AK_HD_MEMBER static int64_t place(int64_t, int slot, int input) {
     return input / kCoreDepth * kAlong + slot * kCoreDepth + input % kCoreDepth;

@@ -6,6 +6,7 @@
 #include "../common/problems.h"
 #include "anderson_step.h"
 #include "plan_choices.h"
+#include "storage.h"
 
 namespace ak::cuda {
 
@@ -13,8 +14,6 @@ constexpr int kProductRows = 8;       // of a thread
 constexpr int kProductColumns = 128;  // of a warp
 constexpr int64_t kQueueBytes = 256;  // of scratch, before the blocks' parts
 constexpr int kMaxProducts = 2;       // of an evaluation
-
-constexpr int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // A row's entries in scratch: whole accesses.
 constexpr int64_t row_ld(int64_t entries) { return padded(entries, 4); }

@@ -18,6 +18,9 @@
 
 namespace ak::cuda {
 
+// n, or the next multiple of unit.
+constexpr int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
 AK_DEVICE float float_of_bits(uint32_t bits) {
   float x;
   memcpy(&x, &bits, sizeof x);

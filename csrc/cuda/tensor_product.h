@@ -17,16 +17,15 @@ namespace ak::cuda {
 constexpr int kTensorInputs = 2 * kMmaDepth;  // of a block of packed weights: what 16 bytes a lane of d reach
 constexpr int kTensorOutputs = 32;            // that a warp takes at once
 
-constexpr int64_t tensor_padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 constexpr int64_t tensor_weight_bytes(int64_t outputs, int64_t inputs) {
-  return tensor_padded(outputs, kTensorOutputs) * tensor_padded(inputs, kTensorInputs) * int64_t(sizeof(BFloat16));
+  return padded(outputs, kTensorOutputs) * padded(inputs, kTensorInputs) * int64_t(sizeof(BFloat16));
 }
 // Of the 8 inputs of a lane, the first that word `word` of the first or second half's operands holds.
 AK_DEVICE int tensor_input(int lane, int half, int word) { return lane % 4 * 8 + half * 4 + word * 2; }
 
 // Writes thread i's share of the packed W: [outputs / 16, inputs / 32, 2 halves, 32 lanes] of MmaA. i counts MmaA.
 AK_DEVICE void pack_tensor_weights(const Matrix<float>& w, MmaA* packed, int64_t i) {
-  const int64_t blocks = tensor_padded(w.inputs, kTensorInputs) / kTensorInputs;
+  const int64_t blocks = padded(w.inputs, kTensorInputs) / kTensorInputs;
   const int lane = int(i % kWarp), half = int(i / kWarp % 2);
   const int64_t block = i / kWarp / 2 % blocks, tile = i / kWarp / 2 / blocks;
   MmaA a;
@@ -47,8 +46,8 @@ AK_DEVICE void pack_tensor_weights(const Matrix<float>& w, MmaA* packed, int64_t
 // rows lie 64 bytes off a multiple of 128 apart, so that 8 lanes that load from two rows meet every bank once.
 template <int rows>
 struct TensorTile {
-  AK_HD_MEMBER static constexpr int64_t filled(int64_t inputs) { return tensor_padded(inputs, kTensorInputs); }
-  AK_HD_MEMBER static constexpr int64_t row_entries(int64_t inputs) { return tensor_padded(inputs, 64) + 32; }
+  AK_HD_MEMBER static constexpr int64_t filled(int64_t inputs) { return padded(inputs, kTensorInputs); }
+  AK_HD_MEMBER static constexpr int64_t row_entries(int64_t inputs) { return padded(inputs, 64) + 32; }
   AK_HD_MEMBER static constexpr int64_t entries(int64_t inputs) { return rows * row_entries(inputs); }
   AK_HD_MEMBER static int64_t place(int64_t inputs, int slot, int input) { return slot * row_entries(inputs) + input; }
 };
