@@ -50,6 +50,7 @@ X86_FLAGS = {
     "avx512": ["-march=x86-64-v4"],
     "avx512vnni": ["-march=x86-64-v4", "-mavx512vnni"],
     "avx512bf16": ["-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16"],
+    "avx512amx": ["-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
 
 

@@ -3,6 +3,12 @@
 #include <atomic>
 #include <cstring>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 // What each instruction set's objects define (csrc/cpu/solve_*.cpp).
 #define AK_DECLARE_SOLVE(name, Problem)                                                              \
   void name(const Problem<float>&, const SolveOptions&, const SolveResult<float>&, const Executor&); \
@@ -29,6 +35,7 @@
   {#isa, [] { return bool(check); }, &isa::solve_f32, &isa::solve_f64, isa::plan_affine, &isa::step_kernels}
 
 #if defined(__x86_64__)
+AK_DECLARE(avx512amx)
 AK_DECLARE(avx512bf16)
 AK_DECLARE(avx512vnni)
 AK_DECLARE(avx512)
@@ -40,6 +47,23 @@ namespace ak {
 namespace {
 
 #if defined(__x86_64__)
+// A process asks Linux for the matrix unit's registers, once and for all its threads. It refuses where a thread's
+// signal stack is too small for them.
+bool has_matrix_unit() {
+#if defined(__linux__)
+  static const bool has = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kBfloat16) == 0 || (d & kTiles) == 0) return false;
+    constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  }();
+  return has;
+#else
+  return false;
+#endif
+}
+
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -48,6 +72,8 @@ bool has_avx512() {
 
 const InstructionSet kSets[] = {
 #if defined(__x86_64__)
+    AK_ENTRY(avx512amx, has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16") &&
+                            has_matrix_unit()),
     AK_ENTRY(avx512bf16, has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16")),
     AK_ENTRY(avx512vnni, has_avx512() && __builtin_cpu_supports("avx512vnni")),
     AK_ENTRY(avx512, has_avx512()),

@@ -2,8 +2,11 @@
 // each row keeps of it.
 #pragma once
 
+#include <atomic>
+
 #include "narrow.h"
 #include "scratch.h"
+#include "split_product.h"
 
 namespace ak::AK_ISA {
 
@@ -20,9 +23,22 @@ inline bool narrow_pays(int64_t outputs, int64_t inputs) {
   return saved > 1.2 * (7 * double(inputs) / lanes + 3 * double(outputs) / lanes + 20);
 }
 
+// Whether the matrix unit multiplies sooner than vectors do, in cycles of a processor that has one: terms to be made
+// and products to be written and read again, against two vectors a cycle.
+inline bool unit_pays(int64_t outputs, int64_t inputs, bool mixed) {
+  if (!AK_HAS_MATRIX_UNIT) return false;
+  constexpr double lanes = kLanes<float>;
+  const double products = double(outputs) * double(inputs);
+  const double unit = products / 512 * (mixed ? 1.5 : 6) + (10 * double(inputs) + 4 * double(outputs)) / lanes + 20;
+  return unit < 0.55 * products / lanes;
+}
+
 template <class T>
 struct Weights {
   PackedMatrix<T> full{};
+#if AK_HAS_MATRIX_UNIT
+  SplitMatrix split{};  // with data: all products are the matrix unit's
+#endif
   Narrow narrow = kFull;  // what the changes of x are multiplied by
   PackedMatrix<uint32_t> units{};
   float* scale = nullptr;    // [outputs], int8 only
@@ -34,8 +50,18 @@ struct Weights {
 
   int64_t padded_outputs() const { return round_up(full.outputs, kLanes<T>); }
   Int8Product int8(const float* x_scale) const { return {start, scale, x_scale, padded_outputs()}; }
-  // What a step's product costs, in products in full.
-  double share() const { return narrow == kInt8 ? 0.36 : narrow == kBfloat16 ? 0.58 : 1; }
+  bool by_unit() const {
+#if AK_HAS_MATRIX_UNIT
+    return split.data != nullptr;
+#else
+    return false;
+#endif
+  }
+  // What a step's product costs, in float32 products by vectors.
+  double share() const {
+    if (by_unit()) return narrow == kBfloat16 ? 0.15 : 0.45;
+    return narrow == kInt8 ? 0.36 : narrow == kBfloat16 ? 0.58 : 1;
+  }
   // Squared fall of the residual after which a full product is due; 0: all are.
   double refresh2() const {
     return narrow == kInt8 ? Int8Product::kRefresh2 : narrow == kBfloat16 ? Bfloat16Product::kRefresh2 : 0;
@@ -99,6 +125,13 @@ inline void place(const PackRequest<T>& request, Pieces& pieces) {
   const int outputs = int(request.from.outputs), inputs = int(request.from.inputs);
   Weights<T>& w = *request.to;
   w.full = {pieces.take<T>(PackedMatrix<T>::size(outputs, inputs)), outputs, inputs};
+#if AK_HAS_MATRIX_UNIT
+  if (sizeof(T) == 4 && unit_pays(outputs, inputs, request.mixed)) {
+    w.split = {pieces.take<uint32_t>(SplitMatrix::size(outputs, inputs)), outputs, inputs};
+    w.narrow = request.mixed ? kBfloat16 : kFull;
+    return;
+  }
+#endif
   w.narrow = first_narrow(request);
   if (w.narrow == kFull) return;
   const int units = (inputs + Bfloat16Product::kPerUnit - 1) / Bfloat16Product::kPerUnit;  // int8 needs half of it
@@ -180,12 +213,31 @@ inline void settle_narrow(Weights<float>& w, float* diagonal, int threads, const
   if (!close_enough(w, Bfloat16Product::kMostError)) w.narrow = kFull;
 }
 
+#if AK_HAS_MATRIX_UNIT
+// False where W is not finite, or not in bfloat16: vectors multiply it as it is.
+inline bool pack_split(const PackRequest<float>& request, int threads, const Executor& executor) {
+  const SplitMatrix& split = request.to->split;
+  std::atomic<bool> finite{true};
+  for_panels(split.blocks(), threads, executor, [&](int block) {
+    if (!split_block(request.from, split, block)) finite.store(false, std::memory_order_relaxed);
+  });
+  return finite.load(std::memory_order_relaxed);
+}
+#endif
+
 template <class T>
 inline void pack_one(const PackRequest<T>& request, int threads, const Executor& executor) {
   constexpr int64_t kWorthThreads = 1 << 16;  // entries; fewer are packed before a thread has started
   Weights<T>& w = *request.to;
   if (request.from.outputs * request.from.inputs < kWorthThreads) threads = 1;
   if constexpr (sizeof(T) == 4) {
+#if AK_HAS_MATRIX_UNIT
+    if (w.by_unit()) {
+      if (pack_split(request, threads, executor)) return;
+      w.split = {};
+      w.narrow = kFull;
+    }
+#endif
     if (w.narrow != kFull) {
       // A panel is packed in few bits while it is in the cache.
       float* const diagonal = w.diagonal;
@@ -214,8 +266,8 @@ inline void pack(const PackRequest<T>* requests, int count, int threads, const E
   }
 }
 
-// A product of the rows of a tile. Where its weights are narrow a row keeps the product, the x it stands for and
-// the change of x, all in memory that the map gives it.
+// A product of the rows of a tile. Where its weights are narrow a row keeps the product, the x it stands for and,
+// without a matrix unit, the change of x, all in memory that the map gives it.
 template <class T>
 class RowProduct {
  public:
@@ -223,19 +275,17 @@ class RowProduct {
       : weights_(weights), outputs_(weights.padded_outputs()), inputs_(round_up(weights.full.inputs, kLanes<T>)) {}
 
   // What a row keeps, in T.
-  int64_t elements() const { return weights_.narrow == kFull ? 0 : outputs_ + 2 * inputs_; }
+  int64_t elements() const { return weights_.narrow == kFull ? 0 : outputs_ + (weights_.by_unit() ? 1 : 2) * inputs_; }
 
-  // Of what a row keeps, the x its product stands for; null where all products are in full.
-  const T* stands_for(const T* kept) const { return weights_.narrow == kFull ? nullptr : kept + outputs_; }
+  // Of what a row keeps, the x its product stands for; null where it is not asked how far x is from it.
+  const T* stands_for(const T* kept) const { return weights_.narrow == kInt8 ? kept + outputs_ : nullptr; }
 
-  // products[i] = W x[i] for n rows, in out[i] or in kept[i]; x[i] null: zero. exact[i]: in full; a row's first
-  // product has to be. largest[i]: the largest entry of x[i] - stands_for, in size, or negative; or null.
+  // products[i] = W x[i] for n rows: in out[i], in kept[i], or where it stays until the next product; x[i] null: zero.
+  // exact[i]: in full; a row's first product has to be. largest[i]: the largest entry of x[i] - stands_for, in size, or
+  // negative; or null.
   void apply(int n, const T* const* x, const bool* exact, T* const* kept, T* const* out, const T** products,
              const T* largest = nullptr) const {
-    if (weights_.narrow == kFull) {
-      for (int i = 0; i < n; ++i) products[i] = out[i];
-      return apply_full(n, x, out);
-    }
+    if (weights_.narrow == kFull) return apply_full(n, x, out, products);
     if constexpr (sizeof(T) == 4) {
       for (int i = 0; i < n; ++i) products[i] = kept[i];
       if (weights_.narrow == kInt8)
@@ -246,11 +296,12 @@ class RowProduct {
   }
 
  private:
-  void apply_full(int n, const T* const* x, T* const* out) const {
+  void apply_full(int n, const T* const* x, T* const* out, const T** products) const {
     const T* in[kMaxTile];
     T* to[kMaxTile];
     int count = 0;
     for (int i = 0; i < n; ++i) {
+      products[i] = out[i];
       if (x[i] == nullptr || inputs_ == 0) {
         std::memset(out[i], 0, size_t(outputs_) * sizeof(T));
       } else {
@@ -258,21 +309,32 @@ class RowProduct {
         to[count++] = out[i];
       }
     }
-    if (count > 0) multiply<T>(weights_.full, count, in, to);
+    if (count == 0) return;
+#if AK_HAS_MATRIX_UNIT
+    if constexpr (sizeof(T) == 4) {
+      if (weights_.by_unit()) {
+        const SplitRows rows(count, kTerms, weights_.split);
+        for (int i = 0; i < count; ++i) rows.split(i, in[i], weights_.full.inputs);
+        ready_unit(count);
+        multiply_split<kTerms>(weights_.split, rows);
+        for (int i = 0, r = 0; i < n; ++i)
+          if (x[i] != nullptr) products[i] = rows.products(r++);
+        return;
+      }
+    }
+#endif
+    multiply<T>(weights_.full, count, in, to);
   }
 
   template <class Product, class MakeProduct>
   void apply_kept(int n, const float* const* x, const bool* exact, float* const* kept, const float* largest,
                   const MakeProduct& make) const {
-    const float* whole[kMaxTile];
-    float* whole_out[kMaxTile];
-    const uint32_t* units[kMaxTile];
-    float* out[kMaxTile];
-    float scale[kMaxTile];
+    const float *whole[kMaxTile], *products[kMaxTile], *from[kMaxTile];
+    float *whole_out[kMaxTile], *out[kMaxTile], most[kMaxTile];
     int wholes = 0, changes = 0;
     for (int i = 0; i < n; ++i) {
-      float* const last = kept[i] + outputs_;
       if (exact[i]) {
+        float* const last = kept[i] + outputs_;
         if (x[i] == nullptr)
           std::memset(last, 0, size_t(inputs_) * sizeof(float));
         else
@@ -280,17 +342,44 @@ class RowProduct {
         whole[wholes] = x[i];
         whole_out[wholes++] = kept[i];
       } else {
-        Change change{reinterpret_cast<uint32_t*>(last + inputs_), weights_.diagonal, kept[i],
-                      largest != nullptr ? largest[i] : -1.0f, 0.0f};
-        Product::take_change(x[i], last, weights_.full.inputs, change);
-        units[changes] = change.units;
-        scale[changes] = change.scale;
+        from[changes] = x[i];
+        most[changes] = largest != nullptr ? largest[i] : -1.0f;
         out[changes++] = kept[i];
       }
     }
-    apply_full(wholes, whole, whole_out);
-    if (changes > 0) multiply_rows(make(scale), weights_.units, changes, units, out);
+    if (wholes > 0) {
+      apply_full(wholes, whole, whole_out, products);
+      for (int i = 0; i < wholes; ++i)
+        if (products[i] != whole_out[i]) std::memcpy(whole_out[i], products[i], size_t(outputs_) * sizeof(float));
+    }
+    if (changes == 0) return;
+#if AK_HAS_MATRIX_UNIT
+    if (weights_.by_unit()) return add_changes_by_unit(changes, from, out);
+#endif
+    const uint32_t* units[kMaxTile];
+    float scale[kMaxTile];
+    for (int i = 0; i < changes; ++i) {
+      float* const last = out[i] + outputs_;
+      Change change{reinterpret_cast<uint32_t*>(last + inputs_), weights_.diagonal, out[i], most[i], 0.0f};
+      Product::take_change(from[i], last, weights_.full.inputs, change);
+      units[i] = change.units;
+      scale[i] = change.scale;
+    }
+    multiply_rows(make(scale), weights_.units, changes, units, out);
   }
+
+#if AK_HAS_MATRIX_UNIT
+  void add_changes_by_unit(int n, const float* const* x, float* const* kept) const {
+    const SplitRows rows(n, 1, weights_.split);
+    for (int i = 0; i < n; ++i) rows.split_change(i, x[i], kept[i] + outputs_, weights_.full.inputs);
+    ready_unit(n);
+    multiply_split<1>(weights_.split, rows);
+    for (int i = 0; i < n; ++i) {
+      const float* const change = rows.products(i);
+      for (int64_t k = 0; k < outputs_; k += kLanes<float>) store(kept[i] + k, load(kept[i] + k) + load(change + k));
+    }
+  }
+#endif
 
   const Weights<T>& weights_;
   const int64_t outputs_, inputs_;

@@ -38,4 +38,9 @@ Scratch& packed_scratch() {
   return scratch;
 }
 
+Scratch& product_scratch() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
 }  // namespace ak

@@ -22,7 +22,8 @@ class Scratch {
   size_t capacity_ = 0;
 };
 
-Scratch& tile_scratch();    // of the calling thread: rows in flight
-Scratch& packed_scratch();  // of the calling thread: packed weights
+Scratch& tile_scratch();     // of the calling thread: rows in flight
+Scratch& packed_scratch();   // of the calling thread: packed weights
+Scratch& product_scratch();  // of the calling thread: rows on their way through the matrix unit
 
 }  // namespace ak

@@ -78,11 +78,13 @@ inline void solve_rows(int64_t rows, int64_t dim, const CellCost& cost, const So
                        const SolveResult<T>& result, int threads, const Executor& executor, const MakeMap& make_map) {
   std::atomic<int64_t> queue{0};
   auto body = [&](int) {
+    const UnitLease lease;
     auto map = make_map();
     const TileShape shape = tile_shape<T>(options, cost, rows, dim, map.slot_elements(), threads);
     Tile<T, decltype(map)> tile(map, dim, shape, options, z0, result, rows);
     tile.solve(queue, tile_scratch().get(tile.scratch_bytes()));
     tile_scratch().release_if_large();
+    product_scratch().release_if_large();
   };
   run_tasks(executor, threads, body);
   packed_scratch().release_if_large();
