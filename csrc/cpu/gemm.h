@@ -99,6 +99,32 @@ void pack_panel(const Matrix<T>& w, const PackedMatrix<T>& packed, int panel) {
   }
 }
 
+// The weights of one vector of outputs from `output` on and `width` inputs from `input` on, output by output, zeros
+// beyond the end of W; width is whole vectors.
+template <class T>
+void gather_outputs(const Matrix<T>& w, int64_t output, int64_t input, int64_t width, T* to) {
+  constexpr int lanes = kLanes<T>;
+  const int64_t outputs = w.outputs - output < lanes ? w.outputs - output : lanes;
+  const int64_t inputs = w.inputs - input < width ? w.inputs - input : width;
+  const T* const from = w.data + output * w.output_stride + input * w.input_stride;
+  if (outputs < lanes || inputs < width) std::memset(to, 0, sizeof(T) * size_t(lanes * width));
+  if (w.input_stride == 1) {
+    for (int64_t n = 0; n < outputs; ++n)
+      std::memcpy(to + n * width, from + n * w.output_stride, sizeof(T) * size_t(inputs));
+    return;
+  }
+  int64_t k = 0;
+  if (w.output_stride == 1 && outputs == lanes)
+    for (; k + lanes <= inputs; k += lanes) {
+      Vec<T> v[lanes];
+      for (int j = 0; j < lanes; ++j) v[j] = load(from + (k + j) * w.input_stride);
+      turn<T>(v);
+      for (int n = 0; n < lanes; ++n) store(to + n * width + k, v[n]);
+    }
+  for (; k < inputs; ++k)
+    for (int64_t n = 0; n < outputs; ++n) to[n * width + k] = from[n * w.output_stride + k * w.input_stride];
+}
+
 // Rows of one block: x[r][0 .. depth) times `panels` adjacent panels of `vectors` vectors each, to out[r][column ...),
 // or onto what is there. Few rows take several panels at once, or the chains of fma would wait for each other.
 template <class Product, int rows, int vectors, int panels, bool add>

@@ -1,5 +1,6 @@
-// The processor's matrix unit (AMX): eight registers of up to 16 rows of 64 bytes, and products of pairs of bfloat16
-// added up in float32. A thread configures its unit before the first product and releases it after the last.
+// The processor's matrix unit (AMX): eight registers of up to 16 rows of 64 bytes, products of pairs of bfloat16 added
+// up in float32, and of four 8-bit integers in 32 bits. A thread configures its unit before the first product and
+// releases it after the last.
 //
 // Without the unit the same text runs on plain arrays where AK_EMULATE_MATRIX_UNIT asks for it, for tests.
 #pragma once
@@ -22,7 +23,7 @@ constexpr int64_t kUnitWords = kUnitRows * kUnitColumns;  // 4-byte words in a r
 #if AK_HAS_MATRIX_UNIT && !defined(AK_EMULATE_MATRIX_UNIT)
 
 struct MatrixUnit {
-  // Rows that registers 0 to 5, the sums and the left factors, have from now on; all registers become undefined.
+  // Rows that registers 0 to 5, sums and left factors, have from now on; all registers become undefined.
   static void configure(int rows) {
     struct {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -55,6 +56,11 @@ struct MatrixUnit {
   template <int sum, int left, int right>
   static void multiply_add() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(left), "i"(right));
+  }
+  // The same with four signed bytes a word, in 32-bit integers.
+  template <int sum, int left, int right>
+  static void multiply_add_bytes() {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(left), "i"(right));
   }
 };
 
@@ -93,6 +99,16 @@ class MatrixUnit {
         const float total = number(word) + (even + odd);
         std::memcpy(&word, &total, sizeof word);
       }
+  }
+  template <int sum, int left, int right>
+  static void multiply_add_bytes() {
+    for (int i = 0; i < rows(sum); ++i)
+      for (int j = 0; j < kUnitColumns; ++j)
+        for (int k = 0; k < kUnitRows; ++k) {
+          const uint32_t a = state().words[left][i * kUnitColumns + k], b = state().words[right][k * kUnitColumns + j];
+          for (int shift = 0; shift < 32; shift += 8)
+            state().words[sum][i * kUnitColumns + j] += uint32_t(int(int8_t(a >> shift)) * int(int8_t(b >> shift)));
+        }
   }
 
  private:

@@ -36,6 +36,16 @@ inline Rounded round_to_integer(Vec<float> x) {
   return {shifted - magic, (Vec<int32_t>)shifted - (Vec<int32_t>)magic};
 }
 
+// What is known of the distance from a row's x to what its product stands for.
+template <class T>
+struct Travel {
+  T largest = T(-1);   // of its entries, in size; negative: not known
+  double square = -1;  // of all of it; negative: not known
+};
+
+// A largest entry below which its share in 127 is no unit to count in: its inverse is not finite.
+constexpr float kLeastScaled = 1e-36f;
+
 // A row's change on its way into the product.
 struct Change {
   uint32_t* units;        // 4 bytes each: of 8 or 16 bits an entry
@@ -95,8 +105,8 @@ struct Int8Product {
 
   static void take_change(const float* x, float* last, int64_t inputs, Change& change) {
     const float largest = change.largest < 0 ? largest_change(x, last, inputs) : change.largest;
-    // Below, 127 / largest is not finite; above, neither is a difference: nothing moves, and the residual tells.
-    const bool sane = largest > 1e-36f && largest < 1e38f;
+    // Above, a difference is not finite: nothing moves, and the residual tells.
+    const bool sane = largest > kLeastScaled && largest < 1e38f;
     change.scale = sane ? largest / 127.0f : 0.0f;
     const Vec<float> inverse = broadcast<float>(sane ? 127.0f / largest : 0.0f);
     const Vec<float> scale = broadcast<float>(change.scale);
@@ -122,7 +132,7 @@ struct Int8Product {
         most = VecOps<float>::max(most, VecOps<float>::abs(load(from + k * width + v)));
       const Vec<float> unit = most / broadcast<float>(127.0f);
       const Vec<float> inverse =
-          VecOps<float>::select(most > broadcast<float>(1e-36f), broadcast<float>(127.0f) / most, Vec<float>{});
+          VecOps<float>::select(most > broadcast<float>(kLeastScaled), broadcast<float>(127.0f) / most, Vec<float>{});
       store(scale + v, unit);
       Vec<float> norm{}, error{};
       Vec<int32_t> sum{};

@@ -3,14 +3,16 @@
 #pragma once
 
 #include <atomic>
+#include <utility>
 
+#include "digit_product.h"
 #include "narrow.h"
 #include "scratch.h"
 #include "split_product.h"
 
 namespace ak::AK_ISA {
 
-enum Narrow { kFull, kInt8, kBfloat16 };
+enum Narrow { kFull, kInt8, kBfloat16, kDigitwise };
 
 // An error of 8-bit weights, relative to W, that is not worth a look at its reasons.
 constexpr double kGoodError = 0.012;
@@ -23,21 +25,27 @@ inline bool narrow_pays(int64_t outputs, int64_t inputs) {
   return saved > 1.2 * (7 * double(inputs) / lanes + 3 * double(outputs) / lanes + 20);
 }
 
-// Whether the matrix unit multiplies sooner than vectors do, in cycles of a processor that has one: terms to be made
-// and products to be written and read again, against two vectors a cycle.
+// Whether the matrix unit multiplies sooner than vectors do, terms or digits of the rows to be made and sums to be put
+// together counted, in cycles of a processor that has one: two vectors a cycle, of floats or, mixed, of 8-bit changes
+// with the full products these need (benchmarks/NOTES.md).
 inline bool unit_pays(int64_t outputs, int64_t inputs, bool mixed) {
   if (!AK_HAS_MATRIX_UNIT) return false;
+#if defined(AK_EMULATE_MATRIX_UNIT)
+  return inputs > 1;  // wherever it can, for tests
+#endif
   constexpr double lanes = kLanes<float>;
   const double products = double(outputs) * double(inputs);
-  const double unit = products / 512 * (mixed ? 1.5 : 6) + (10 * double(inputs) + 4 * double(outputs)) / lanes + 20;
-  return unit < 0.55 * products / lanes;
+  const double unit = products / 512 * (mixed ? 2.1 : 8.4) + (16 * double(inputs) + 10 * double(outputs)) / lanes + 40;
+  const double vectors = products / lanes * (mixed ? 0.22 : 0.55);
+  return unit < vectors && inputs <= (1 << 16);  // whose sums of digits hold 32 bits
 }
 
 template <class T>
 struct Weights {
   PackedMatrix<T> full{};
 #if AK_HAS_MATRIX_UNIT
-  SplitMatrix split{};  // with data: all products are the matrix unit's
+  SplitMatrix split{};   // with data: products in full are the matrix unit's
+  DigitMatrix digits{};  // kDigitwise only
 #endif
   Narrow narrow = kFull;  // what the changes of x are multiplied by
   PackedMatrix<uint32_t> units{};
@@ -50,21 +58,25 @@ struct Weights {
 
   int64_t padded_outputs() const { return round_up(full.outputs, kLanes<T>); }
   Int8Product int8(const float* x_scale) const { return {start, scale, x_scale, padded_outputs()}; }
-  bool by_unit() const {
-#if AK_HAS_MATRIX_UNIT
-    return split.data != nullptr;
-#else
-    return false;
-#endif
-  }
   // What a step's product costs, in float32 products by vectors.
   double share() const {
-    if (by_unit()) return narrow == kBfloat16 ? 0.15 : 0.45;
-    return narrow == kInt8 ? 0.36 : narrow == kBfloat16 ? 0.58 : 1;
+#if AK_HAS_MATRIX_UNIT
+    if (split.data != nullptr) return 0.45;
+#endif
+    return narrow == kInt8 ? 0.36 : narrow == kBfloat16 ? 0.58 : narrow == kDigitwise ? 0.2 : 1;
   }
   // Squared fall of the residual after which a full product is due; 0: all are.
   double refresh2() const {
-    return narrow == kInt8 ? Int8Product::kRefresh2 : narrow == kBfloat16 ? Bfloat16Product::kRefresh2 : 0;
+    switch (narrow) {
+      case kInt8:
+        return Int8Product::kRefresh2;
+      case kBfloat16:
+        return Bfloat16Product::kRefresh2;
+      case kDigitwise:
+        return 1e-30;  // none: only the last one has to be
+      default:
+        return 0;
+    }
   }
 };
 
@@ -127,9 +139,11 @@ inline void place(const PackRequest<T>& request, Pieces& pieces) {
   w.full = {pieces.take<T>(PackedMatrix<T>::size(outputs, inputs)), outputs, inputs};
 #if AK_HAS_MATRIX_UNIT
   if (sizeof(T) == 4 && unit_pays(outputs, inputs, request.mixed)) {
-    w.split = {pieces.take<uint32_t>(SplitMatrix::size(outputs, inputs)), outputs, inputs};
-    w.narrow = request.mixed ? kBfloat16 : kFull;
-    return;
+    if (request.mixed)
+      w.digits = {pieces.take<int8_t>(DigitMatrix::size(outputs, inputs)), pieces.take<float>(w.padded_outputs()),
+                  pieces.take<float>(w.padded_outputs()), outputs, inputs};
+    else
+      w.split = {pieces.take<uint32_t>(SplitMatrix::size(outputs, inputs)), outputs, inputs};
   }
 #endif
   w.narrow = first_narrow(request);
@@ -214,14 +228,43 @@ inline void settle_narrow(Weights<float>& w, float* diagonal, int threads, const
 }
 
 #if AK_HAS_MATRIX_UNIT
-// False where W is not finite, or not in bfloat16: vectors multiply it as it is.
-inline bool pack_split(const PackRequest<float>& request, int threads, const Executor& executor) {
-  const SplitMatrix& split = request.to->split;
-  std::atomic<bool> finite{true};
-  for_panels(split.blocks(), threads, executor, [&](int block) {
-    if (!split_block(request.from, split, block)) finite.store(false, std::memory_order_relaxed);
+// The worst of the blocks.
+inline Packed pack_all_digits(const PackRequest<float>& request, int threads, const Executor& executor) {
+  std::atomic<bool> spread{false}, finite{true};
+  const DigitMatrix& digits = request.to->digits;
+  for_panels(digits.blocks(), threads, executor, [&](int block) {
+    const Packed how = pack_digits(request.from, digits, block);
+    if (how == Packed::kNotFinite) finite.store(false, std::memory_order_relaxed);
+    if (how == Packed::kSpread) spread.store(true, std::memory_order_relaxed);
   });
-  return finite.load(std::memory_order_relaxed);
+  return !finite ? Packed::kNotFinite : spread ? Packed::kSpread : Packed::kWell;
+}
+
+// Packs W for the matrix unit; false where it is not for it: vectors multiply it, by what was placed for them.
+inline bool pack_for_unit(const PackRequest<float>& request, int threads, const Executor& executor) {
+  Weights<float>& w = *request.to;
+  if (w.split.data != nullptr) {
+    std::atomic<bool> finite{true};
+    for_panels(w.split.blocks(), threads, executor, [&](int block) {
+      if (!split_block(request.from, w.split, block)) finite.store(false, std::memory_order_relaxed);
+    });
+    if (finite) return true;
+    w.split = {};
+  }
+  if (w.digits.data != nullptr) {
+    float* const diagonal = std::exchange(w.digits.diagonal, nullptr);
+    Packed how = pack_all_digits(request, threads, executor);
+    if (how == Packed::kSpread && w.digits.outputs == w.digits.inputs) {
+      w.digits.diagonal = diagonal;
+      how = pack_all_digits(request, threads, executor);
+    }
+    if (how == Packed::kWell) {
+      w.narrow = kDigitwise;
+      return true;
+    }
+    w.digits = {};
+  }
+  return false;
 }
 #endif
 
@@ -232,11 +275,7 @@ inline void pack_one(const PackRequest<T>& request, int threads, const Executor&
   if (request.from.outputs * request.from.inputs < kWorthThreads) threads = 1;
   if constexpr (sizeof(T) == 4) {
 #if AK_HAS_MATRIX_UNIT
-    if (w.by_unit()) {
-      if (pack_split(request, threads, executor)) return;
-      w.split = {};
-      w.narrow = kFull;
-    }
+    if (pack_for_unit(request, threads, executor)) return;
 #endif
     if (w.narrow != kFull) {
       // A panel is packed in few bits while it is in the cache.
@@ -275,23 +314,28 @@ class RowProduct {
       : weights_(weights), outputs_(weights.padded_outputs()), inputs_(round_up(weights.full.inputs, kLanes<T>)) {}
 
   // What a row keeps, in T.
-  int64_t elements() const { return weights_.narrow == kFull ? 0 : outputs_ + (weights_.by_unit() ? 1 : 2) * inputs_; }
+  int64_t elements() const {
+    return weights_.narrow == kFull ? 0 : outputs_ + (weights_.narrow == kDigitwise ? 1 : 2) * inputs_;
+  }
 
   // Of what a row keeps, the x its product stands for; null where it is not asked how far x is from it.
   const T* stands_for(const T* kept) const { return weights_.narrow == kInt8 ? kept + outputs_ : nullptr; }
 
   // products[i] = W x[i] for n rows: in out[i], in kept[i], or where it stays until the next product; x[i] null: zero.
-  // exact[i]: in full; a row's first product has to be. largest[i]: the largest entry of x[i] - stands_for, in size, or
-  // negative; or null.
+  // exact[i]: in full; a row's first product has to be. travel: of each row, or null. moved[i], where digits are: x[i]
+  // where it may move to what the product stands for, or null.
   void apply(int n, const T* const* x, const bool* exact, T* const* kept, T* const* out, const T** products,
-             const T* largest = nullptr) const {
+             const Travel<T>* travel = nullptr, [[maybe_unused]] T* const* moved = nullptr) const {
     if (weights_.narrow == kFull) return apply_full(n, x, out, products);
     if constexpr (sizeof(T) == 4) {
       for (int i = 0; i < n; ++i) products[i] = kept[i];
+#if AK_HAS_MATRIX_UNIT
+      if (weights_.narrow == kDigitwise) return apply_digits(n, x, exact, kept, travel, moved);
+#endif
       if (weights_.narrow == kInt8)
-        apply_kept<Int8Product>(n, x, exact, kept, largest, [&](const float* scale) { return weights_.int8(scale); });
+        apply_kept<Int8Product>(n, x, exact, kept, travel, [&](const float* scale) { return weights_.int8(scale); });
       else
-        apply_kept<Bfloat16Product>(n, x, exact, kept, largest, [](const float*) { return Bfloat16Product{}; });
+        apply_kept<Bfloat16Product>(n, x, exact, kept, travel, [](const float*) { return Bfloat16Product{}; });
     }
   }
 
@@ -312,11 +356,11 @@ class RowProduct {
     if (count == 0) return;
 #if AK_HAS_MATRIX_UNIT
     if constexpr (sizeof(T) == 4) {
-      if (weights_.by_unit()) {
-        const SplitRows rows(count, kTerms, weights_.split);
+      if (weights_.split.data != nullptr) {
+        const SplitRows rows(count, weights_.split);
         for (int i = 0; i < count; ++i) rows.split(i, in[i], weights_.full.inputs);
         ready_unit(count);
-        multiply_split<kTerms>(weights_.split, rows);
+        multiply_split(weights_.split, rows);
         for (int i = 0, r = 0; i < n; ++i)
           if (x[i] != nullptr) products[i] = rows.products(r++);
         return;
@@ -327,14 +371,17 @@ class RowProduct {
   }
 
   template <class Product, class MakeProduct>
-  void apply_kept(int n, const float* const* x, const bool* exact, float* const* kept, const float* largest,
+  void apply_kept(int n, const float* const* x, const bool* exact, float* const* kept, const Travel<float>* travel,
                   const MakeProduct& make) const {
-    const float *whole[kMaxTile], *products[kMaxTile], *from[kMaxTile];
-    float *whole_out[kMaxTile], *out[kMaxTile], most[kMaxTile];
+    const float *whole[kMaxTile], *products[kMaxTile];
+    float* whole_out[kMaxTile];
+    const uint32_t* units[kMaxTile];
+    float* out[kMaxTile];
+    float scale[kMaxTile];
     int wholes = 0, changes = 0;
     for (int i = 0; i < n; ++i) {
+      float* const last = kept[i] + outputs_;
       if (exact[i]) {
-        float* const last = kept[i] + outputs_;
         if (x[i] == nullptr)
           std::memset(last, 0, size_t(inputs_) * sizeof(float));
         else
@@ -342,41 +389,60 @@ class RowProduct {
         whole[wholes] = x[i];
         whole_out[wholes++] = kept[i];
       } else {
-        from[changes] = x[i];
-        most[changes] = largest != nullptr ? largest[i] : -1.0f;
+        Change change{reinterpret_cast<uint32_t*>(last + inputs_), weights_.diagonal, kept[i],
+                      travel != nullptr ? travel[i].largest : -1.0f, 0.0f};
+        Product::take_change(x[i], last, weights_.full.inputs, change);
+        units[changes] = change.units;
+        scale[changes] = change.scale;
         out[changes++] = kept[i];
       }
     }
-    if (wholes > 0) {
-      apply_full(wholes, whole, whole_out, products);
-      for (int i = 0; i < wholes; ++i)
-        if (products[i] != whole_out[i]) std::memcpy(whole_out[i], products[i], size_t(outputs_) * sizeof(float));
-    }
-    if (changes == 0) return;
-#if AK_HAS_MATRIX_UNIT
-    if (weights_.by_unit()) return add_changes_by_unit(changes, from, out);
-#endif
-    const uint32_t* units[kMaxTile];
-    float scale[kMaxTile];
-    for (int i = 0; i < changes; ++i) {
-      float* const last = out[i] + outputs_;
-      Change change{reinterpret_cast<uint32_t*>(last + inputs_), weights_.diagonal, out[i], most[i], 0.0f};
-      Product::take_change(from[i], last, weights_.full.inputs, change);
-      units[i] = change.units;
-      scale[i] = change.scale;
-    }
-    multiply_rows(make(scale), weights_.units, changes, units, out);
+    if (wholes > 0) apply_full(wholes, whole, whole_out, products);
+    if (changes > 0) multiply_rows(make(scale), weights_.units, changes, units, out);
   }
 
 #if AK_HAS_MATRIX_UNIT
-  void add_changes_by_unit(int n, const float* const* x, float* const* kept) const {
-    const SplitRows rows(n, 1, weights_.split);
-    for (int i = 0; i < n; ++i) rows.split_change(i, x[i], kept[i] + outputs_, weights_.full.inputs);
-    ready_unit(n);
-    multiply_split<1>(weights_.split, rows);
+  // A product in full is one of three digits, from zero.
+  void apply_digits(int n, const float* const* x, const bool* exact, float* const* kept, const Travel<float>* travel,
+                    float* const* moved) const {
+    struct Row {
+      const float* x;
+      float *kept, *moved;
+      Travel<float> travel;
+      int digits;  // still to be sent
+    } rows[kMaxTile];
+    const int64_t inputs = weights_.full.inputs;
+    int count = 0;
     for (int i = 0; i < n; ++i) {
-      const float* const change = rows.products(i);
-      for (int64_t k = 0; k < outputs_; k += kLanes<float>) store(kept[i] + k, load(kept[i] + k) + load(change + k));
+      Row row{x[i], kept[i], moved != nullptr ? moved[i] : nullptr, {}, kDigits};
+      if (exact[i]) {
+        std::memset(kept[i], 0, size_t(outputs_ + inputs_) * sizeof(float));
+        if (x[i] == nullptr) continue;
+      } else if (travel != nullptr) {
+        row.travel = travel[i];
+      }
+      DigitRows::measure(row.x, row.kept + outputs_, inputs, row.travel);
+      if (!exact[i]) row.digits = DigitRows::coarse(row.travel, inputs) ? 2 : 1;
+      rows[count++] = row;
+    }
+    while (count > 0) {
+      DigitRows digits(count, weights_.digits);
+      for (int i = 0; i < count; ++i) {
+        const Row& row = rows[i];
+        digits.take(i, row.x, row.kept + outputs_, row.digits == 1 ? row.moved : nullptr, inputs, row.travel.largest,
+                    row.kept);
+      }
+      ready_unit(count);
+      multiply_digits(weights_.digits, digits);
+      int left = 0;
+      for (int i = 0; i < count; ++i) {
+        Row row = rows[i];
+        if (--row.digits == 0) continue;
+        row.travel = {};
+        DigitRows::measure(row.x, row.kept + outputs_, inputs, row.travel);
+        rows[left++] = row;
+      }
+      count = left;
     }
   }
 #endif

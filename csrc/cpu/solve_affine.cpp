@@ -32,7 +32,7 @@ struct LaneSums {
   }
 };
 
-template <class T, int kind, bool leaky, bool scaled, bool narrow, Watch watch>
+template <class T, int kind, bool leaky, bool scaled, bool far, Watch watch>
 inline void affine_row(const AffineRows<T>& all, const T* product, const Evaluation<T>& e, int r, LaneSums<T>& out) {
   using Math = Activations<VecOps<T>>;
   constexpr int lanes = kLanes<T>;
@@ -66,7 +66,7 @@ inline void affine_row(const AffineRows<T>& all, const T* product, const Evaluat
       square = fma<T>(dg, dg, square);
       along = fma<T>(dg, g, along);
     }
-    if constexpr (narrow) change = VecOps<T>::max(change, VecOps<T>::abs(f - load(stands_for + i)));
+    if constexpr (far) change = VecOps<T>::max(change, VecOps<T>::abs(f - load(stands_for + i)));
     store(f_row + i, f);
   };
   int64_t i = 0;
@@ -75,7 +75,7 @@ inline void affine_row(const AffineRows<T>& all, const T* product, const Evaluat
   out.set(r, residual, norm, along, square, change);
 }
 
-template <class T, int kind, bool leaky, bool scaled, bool narrow>
+template <class T, int kind, bool leaky, bool scaled, bool far>
 void affine_rows(const AffineRows<T>& all, int n, const T* const* products, Evaluation<T>* rows) {
   LaneSums<T> lanes;
   bool watched = false, secant = false;
@@ -84,20 +84,20 @@ void affine_rows(const AffineRows<T>& all, int n, const T* const* products, Eval
   for (int r = 0; r < n; ++r) {
     const Evaluation<T>& e = rows[r];
     if (e.previous_g != nullptr) {
-      affine_row<T, kind, leaky, scaled, narrow, kSecant>(all, products[r], e, r, lanes);
+      affine_row<T, kind, leaky, scaled, far, kSecant>(all, products[r], e, r, lanes);
       secant = true;
     } else if (e.previous != nullptr) {
-      affine_row<T, kind, leaky, scaled, narrow, kDirection>(all, products[r], e, r, lanes);
+      affine_row<T, kind, leaky, scaled, far, kDirection>(all, products[r], e, r, lanes);
       watched = true;
     } else {
-      affine_row<T, kind, leaky, scaled, narrow, kUnwatched>(all, products[r], e, r, lanes);
+      affine_row<T, kind, leaky, scaled, far, kUnwatched>(all, products[r], e, r, lanes);
     }
   }
   T sums[2 * kGroup], along[kGroup], square[kGroup], change[kGroup];
   sum_lanes_of_each<2 * kGroup>(lanes.residual_and_norm, sums);
   if (watched || secant) sum_lanes_of_each<kGroup>(lanes.along, along);
   if (secant) sum_lanes_of_each<kGroup>(lanes.square, square);
-  if constexpr (narrow) largest_lane_of_each<kGroup>(lanes.change, change);
+  if constexpr (far) largest_lane_of_each<kGroup>(lanes.change, change);
   for (int r = 0; r < n; ++r) {
     Evaluation<T>& e = rows[r];
     e.r2 = double(sums[r]);
@@ -107,7 +107,7 @@ void affine_rows(const AffineRows<T>& all, int n, const T* const* products, Eval
       e.secant_known = true;
       e.secant = {double(square[r]), double(along[r])};
     }
-    if constexpr (narrow) e.change = change[r];
+    if constexpr (far) e.travel.largest = change[r];
   }
 }
 
@@ -115,41 +115,41 @@ template <class T>
 using RowFunction = void (*)(const AffineRows<T>&, int n, const T* const* products, Evaluation<T>*);
 
 template <class T, int kind, bool leaky, bool scaled>
-RowFunction<T> narrow_or_not(bool narrow) {
+RowFunction<T> far_or_not(bool far) {
   if constexpr (sizeof(T) == 4)
-    if (narrow) return affine_rows<T, kind, leaky, scaled, true>;
+    if (far) return affine_rows<T, kind, leaky, scaled, true>;
   return affine_rows<T, kind, leaky, scaled, false>;
 }
 
 template <class T, int kind>
-RowFunction<T> leaky_or_not(bool leaky, bool narrow) {
-  return leaky ? narrow_or_not<T, kind, true, false>(narrow) : narrow_or_not<T, kind, false, false>(narrow);
+RowFunction<T> leaky_or_not(bool leaky, bool far) {
+  return leaky ? far_or_not<T, kind, true, false>(far) : far_or_not<T, kind, false, false>(far);
 }
 
 template <class T>
-RowFunction<T> row_function(const AffineProblem<T>& p, bool narrow) {
+RowFunction<T> row_function(const AffineProblem<T>& p, bool far) {
   const bool leaky = p.leak != nullptr;
   if (p.scale != nullptr)
-    return leaky ? narrow_or_not<T, kIdentity, true, true>(narrow) : narrow_or_not<T, kIdentity, false, true>(narrow);
+    return leaky ? far_or_not<T, kIdentity, true, true>(far) : far_or_not<T, kIdentity, false, true>(far);
   switch (p.activation) {
     case kTanh:
-      return leaky_or_not<T, kTanh>(leaky, narrow);
+      return leaky_or_not<T, kTanh>(leaky, far);
     case kRelu:
-      return leaky_or_not<T, kRelu>(leaky, narrow);
+      return leaky_or_not<T, kRelu>(leaky, far);
     case kSigmoid:
-      return leaky_or_not<T, kSigmoid>(leaky, narrow);
+      return leaky_or_not<T, kSigmoid>(leaky, far);
     case kSoftplus:
-      return leaky_or_not<T, kSoftplus>(leaky, narrow);
+      return leaky_or_not<T, kSoftplus>(leaky, far);
     case kGelu:
-      return leaky_or_not<T, kGelu>(leaky, narrow);
+      return leaky_or_not<T, kGelu>(leaky, far);
     case kPartialRelu:
-      return leaky_or_not<T, kPartialRelu>(leaky, narrow);
+      return leaky_or_not<T, kPartialRelu>(leaky, far);
     case kSilu:
-      return leaky_or_not<T, kSilu>(leaky, narrow);
+      return leaky_or_not<T, kSilu>(leaky, far);
     case kRelu2:
-      return leaky_or_not<T, kRelu2>(leaky, narrow);
+      return leaky_or_not<T, kRelu2>(leaky, far);
     default:
-      return leaky_or_not<T, kIdentity>(leaky, narrow);
+      return leaky_or_not<T, kIdentity>(leaky, far);
   }
 }
 
@@ -159,11 +159,12 @@ class AffineMap {
  public:
   AffineMap(const AffineProblem<T>& problem, const Weights<T>& weight, const Weights<T>& leak)
       : problem_(problem),
-        refresh2_(weight.refresh2()),
+        moves_(weight.narrow == kDigitwise),
+        refresh2_(moves_ ? 0 : weight.refresh2()),
         product_(weight),
         all_{leak.full.data, round_up(problem.dim, kLanes<T>), problem.dim, problem.dim - problem.pieces},
         kept_at_(all_.ld * (problem.scale != nullptr ? 2 : 1)),
-        rows_pass_(row_function(problem, weight.narrow == kInt8)) {}
+        rows_pass_(row_function(problem, moves_ || weight.narrow == kInt8)) {}
 
   int64_t slot_elements() const { return kept_at_ + product_.elements(); }
   double refresh2() const { return refresh2_; }
@@ -174,25 +175,37 @@ class AffineMap {
     if (problem_.scale != nullptr) copy_padded(constants + ld, problem_.scale + row * dim, dim, ld);
   }
 
+  // Where x may move to what its product stands for, the product is in full and stays so but for the rounding of its
+  // sums, which is cleared at times.
   void evaluate(int n, Evaluation<T>* rows) {
+    constexpr int kClear = 64;
     const T *x[kMaxTile], *products[kMaxTile];
-    T *kept[kMaxTile], *f[kMaxTile], change[kMaxTile];
+    T *kept[kMaxTile], *f[kMaxTile], *moved[kMaxTile];
+    Travel<T> travel[kMaxTile];
     bool exact[kMaxTile];
     for (int i = 0; i < n; ++i) {
-      x[i] = rows[i].zero ? nullptr : rows[i].x;
-      kept[i] = rows[i].constants + kept_at_;
-      f[i] = rows[i].f;
-      exact[i] = rows[i].exact;
-      change[i] = rows[i].change;
-      rows[i].stands_for = product_.stands_for(kept[i]);
+      Evaluation<T>& e = rows[i];
+      x[i] = e.zero ? nullptr : e.x;
+      moved[i] = e.x;
+      kept[i] = e.constants + kept_at_;
+      f[i] = e.f;
+      exact[i] = moves_ ? e.step % kClear == 0 : e.exact;
+      travel[i] = e.travel;
+      e.stands_for = moves_ ? e.x : product_.stands_for(kept[i]);
     }
-    product_.apply(n, x, exact, kept, f, products, change);
+    product_.apply(n, x, exact, kept, f, products, travel, moved);
     for (int first = 0; first < n; first += kGroup)
       rows_pass_(all_, n - first < kGroup ? n - first : kGroup, products + first, rows + first);
+    if (!moves_) return;
+    for (int i = 0; i < n; ++i) {
+      rows[i].travel.square = rows[i].r2;  // of f, from x
+      rows[i].stands_for = nullptr;
+    }
   }
 
  private:
   const AffineProblem<T>& problem_;
+  const bool moves_;
   const double refresh2_;
   const RowProduct<T> product_;
   const AffineRows<T> all_;

@@ -52,25 +52,6 @@ inline Vec<uint32_t> take_term(Vec<float>& low, Vec<float>& high) {
   return pairs;
 }
 
-// 16 outputs by 32 inputs of W, zeros beyond its end, as rows of inputs.
-inline void gather_block(const Matrix<float>& w, int64_t first_output, int64_t first_input, float* to) {
-  const int64_t outputs = w.outputs - first_output < kUnitColumns ? w.outputs - first_output : kUnitColumns;
-  const int64_t inputs = w.inputs - first_input < kUnitDepth ? w.inputs - first_input : kUnitDepth;
-  const float* const from = w.data + first_output * w.output_stride + first_input * w.input_stride;
-  if (w.output_stride == 1 && outputs == kUnitColumns && inputs == kUnitDepth) {
-    for (int half = 0; half < 2; ++half) {
-      Vec<float> v[kUnitColumns];
-      for (int k = 0; k < kUnitColumns; ++k) v[k] = load(from + (half * kUnitColumns + k) * w.input_stride);
-      turn<float>(v);
-      for (int n = 0; n < kUnitColumns; ++n) store(to + n * kUnitDepth + half * kUnitColumns, v[n]);
-    }
-    return;
-  }
-  std::memset(to, 0, sizeof(float) * kUnitColumns * kUnitDepth);
-  for (int64_t n = 0; n < outputs; ++n)
-    for (int64_t k = 0; k < inputs; ++k) to[n * kUnitDepth + k] = from[n * w.output_stride + k * w.input_stride];
-}
-
 // Packs 16 outputs; false where one of their weights is not finite.
 inline bool split_block(const Matrix<float>& w, const SplitMatrix& to, int index) {
   const int64_t first = int64_t(index) * kUnitColumns;
@@ -84,7 +65,7 @@ inline bool split_block(const Matrix<float>& w, const SplitMatrix& to, int index
       from = w.data + first * w.output_stride + step * kUnitDepth;
       stride = w.output_stride;
     } else {
-      gather_block(w, first, step * kUnitDepth, gathered);
+      gather_outputs(w, first, step * kUnitDepth, kUnitDepth, gathered);
     }
     Vec<uint32_t> terms[kTerms][kUnitColumns];
     for (int n = 0; n < kUnitColumns; ++n) {
@@ -105,9 +86,8 @@ inline bool split_block(const Matrix<float>& w, const SplitMatrix& to, int index
 // The rows of a tile on their way through the unit, in the calling thread's scratch: their terms, and their products.
 class SplitRows {
  public:
-  SplitRows(int n, int terms, const SplitMatrix& w)
-      : groups_((n + kUnitRows - 1) / kUnitRows), terms_(terms), steps_(w.steps()), ld_(stride(w)) {
-    const int64_t left = int64_t(terms) * groups_ * steps_ * kUnitWords;
+  SplitRows(int n, const SplitMatrix& w) : groups_((n + kUnitRows - 1) / kUnitRows), steps_(w.steps()), ld_(stride(w)) {
+    const int64_t left = int64_t(kTerms) * groups_ * steps_ * kUnitWords;
     left_ = static_cast<uint32_t*>(product_scratch().get(size_t(left + int64_t(groups_) * kUnitRows * ld_) * 4));
     products_ = reinterpret_cast<float*>(left_ + left);
   }
@@ -127,23 +107,7 @@ class SplitRows {
     for_steps(inputs, [&](int64_t step, int64_t k, bool two, auto keep_low, auto keep_high) {
       Vec<float> low = keep_low(load(x + k)), high{};
       if (two) high = keep_high(load(x + k + kLanes<float>));
-      for (int t = 0; t < terms_; ++t) store(row(t, i, step), take_term(low, high));
-    });
-  }
-
-  // The change from `last` to x as row i; last moves on to the x that it stands for.
-  void split_change(int i, const float* x, float* last, int64_t inputs) const {
-    for_steps(inputs, [&](int64_t step, int64_t k, bool two, auto keep_low, auto keep_high) {
-      const Vec<float> x_low = keep_low(load(x + k)), last_low = load(last + k);
-      Vec<float> x_high{}, last_high{};
-      if (two) {
-        x_high = keep_high(load(x + k + kLanes<float>));
-        last_high = load(last + k + kLanes<float>);
-      }
-      Vec<float> low = x_low - last_low, high = x_high - last_high;
-      store(row(0, i, step), take_term(low, high));
-      store(last + k, x_low - low);
-      if (two) store(last + k + kLanes<float>, x_high - high);
+      for (int t = 0; t < kTerms; ++t) store(row(t, i, step), take_term(low, high));
     });
   }
 
@@ -164,7 +128,7 @@ class SplitRows {
   // Rows a power of two apart would share cache sets.
   static int64_t stride(const SplitMatrix& w) { return int64_t(w.blocks()) * kUnitColumns + kUnitColumns; }
 
-  const int groups_, terms_;
+  const int groups_;
   const int64_t steps_, ld_;
   uint32_t* left_;
   float* products_;
@@ -174,13 +138,10 @@ class SplitRows {
 struct TermPair {
   int left, right;
 };
-template <int terms>
-inline constexpr TermPair kPairs[] = {{0, 0}};
-template <>
-inline constexpr TermPair kPairs<kTerms>[] = {{0, 2}, {0, 1}, {1, 1}, {1, 0}, {2, 0}, {0, 0}};
+inline constexpr TermPair kPairs[] = {{0, 2}, {0, 1}, {1, 1}, {1, 0}, {2, 0}, {0, 0}};
 
 // `groups` groups of rows times `columns` blocks of 16 outputs, their sums in registers: 2 x 2 or 1 x 4 at most.
-template <int terms, int groups, int columns>
+template <int groups, int columns>
 inline void multiply_split_block(const SplitMatrix& w, const SplitRows& rows, int group, int block) {
   using Unit = MatrixUnit;
   constexpr int kSum = 0, kLeft = 4, kRight = 6;
@@ -190,11 +151,11 @@ inline void multiply_split_block(const SplitMatrix& w, const SplitRows& rows, in
   };
   constexpr std::make_integer_sequence<int, groups> each_group{};
   constexpr std::make_integer_sequence<int, columns> each_column{};
-  constexpr std::make_integer_sequence<int, int(std::size(kPairs<terms>))> each_pair{};
+  constexpr std::make_integer_sequence<int, int(std::size(kPairs))> each_pair{};
   each(std::make_integer_sequence<int, groups * columns>{}, [](auto i) { Unit::zero<kSum + i>(); });
   for (int64_t step = 0; step < rows.steps(); ++step) {
     each(each_pair, [&](auto pair) {
-      constexpr TermPair now = kPairs<terms>[pair], before = pair > 0 ? kPairs<terms>[pair - 1] : TermPair{-1, -1};
+      constexpr TermPair now = kPairs[pair], before = pair > 0 ? kPairs[pair - 1] : TermPair{-1, -1};
       if constexpr (now.left != before.left)
         each(each_group,
              [&](auto g) { Unit::load<kLeft + g>(rows.left(now.left, group + g) + step * kUnitWords, 64); });
@@ -215,21 +176,20 @@ inline void multiply_split_block(const SplitMatrix& w, const SplitRows& rows, in
 }
 
 // rows.products(i) = W row i, from the terms in `rows`.
-template <int terms>
 inline void multiply_split(const SplitMatrix& w, const SplitRows& rows) {
   const int blocks = w.blocks(), paired = rows.groups() / 2 * 2;
   const auto whole = [&]<int groups, int columns>(int from, int group) {
     int b = from;
-    for (; b + columns <= blocks; b += columns) multiply_split_block<terms, groups, columns>(w, rows, group, b);
+    for (; b + columns <= blocks; b += columns) multiply_split_block<groups, columns>(w, rows, group, b);
     return b;
   };
   // A block of W serves all pairs of groups while it is in the first-level cache.
   for (int b = 0; b < blocks; b += 2)
     for (int group = 0; group < paired; group += 2)
       if (b + 2 <= blocks)
-        multiply_split_block<terms, 2, 2>(w, rows, group, b);
+        multiply_split_block<2, 2>(w, rows, group, b);
       else
-        multiply_split_block<terms, 2, 1>(w, rows, group, b);
+        multiply_split_block<2, 1>(w, rows, group, b);
   if (paired == rows.groups()) return;
   int b = whole.template operator()<1, 4>(0, paired);
   b = whole.template operator()<1, 2>(b, paired);

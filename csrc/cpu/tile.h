@@ -18,23 +18,23 @@
 #include "../common/auto_choice.h"
 #include "../common/mixed_precision.h"
 #include "anderson_row.h"
-#include "gemm.h"
 #include "kernels.h"
+#include "narrow.h"
 
 namespace ak::AK_ISA {
 
 template <class T>
 struct Evaluation {
-  const T* x;
+  T* x;  // which the map may move a little before it takes f of it (csrc/cpu/digit_product.h)
   T* f;
   T* constants;         // what Map::load put there
   const T* previous;    // x of the step before, where Auto wants <g_k, g_{k-1}>; else null
   const T* previous_g;  // g = f - x of the step before, where a secant step may follow; else null
+  int step;             // evaluations of the row before this one
   bool zero;            // x is known to be all zeros
   bool exact;           // in full precision, even where the map may do less
-  T change;             // in: the largest entry of x less what its product stands for, in size, or negative where that
-                        // is not known; out: the same of f
-  const T* stands_for;  // out: that x; null where the map takes no products of changes
+  Travel<T> travel;     // in: of x, from what the row's product stands for; out: of f
+  const T* stands_for;  // out: that x, where it helps to know how far the next one is from it; else null
   bool secant_known;    // out: a map may leave the sums of a secant step to others
   SecantSums secant;    // out, with previous_g
   double r2, f2;        // out: |f - x|^2, |f|^2
@@ -97,15 +97,15 @@ class Tile {
       ++active;
     }
     Evaluation<T> evaluation[kMaxTile];
-    for (int i = 0; i < active; ++i) request(*running[i], kUnknown<T>, evaluation[i]);
+    for (int i = 0; i < active; ++i) request(*running[i], {}, evaluation[i]);
     while (active > 0) {
       map_.evaluate(active, evaluation);
       for (int i = active - 1; i >= 0; --i) {
         Slot<T>& slot = *running[i];
         Evaluation<T>& e = evaluation[i];
-        T change = kUnknown<T>;
-        if (advance(slot, e, change) || refill(slot, queue)) {
-          request(slot, change, e);
+        Travel<T> travel;
+        if (advance(slot, e, travel) || refill(slot, queue)) {
+          request(slot, travel, e);
         } else {
           running[i] = running[--active];
           e = evaluation[active];
@@ -179,15 +179,16 @@ class Tile {
     return options_.solver == kAuto ? auto_accelerating(slot.choice.mode) : options_.solver == kAnderson;
   }
 
-  void request(const Slot<T>& slot, T change, Evaluation<T>& e) const {
+  void request(const Slot<T>& slot, const Travel<T>& travel, Evaluation<T>& e) const {
     e.x = slot.x[slot.current];
     e.f = slot.x[slot.target];
     e.constants = slot.constants;
     e.previous = before(slot);
     e.previous_g = before_g(slot);
+    e.step = slot.progress.steps;
     e.zero = slot.zero && slot.progress.steps == 0;
     e.exact = full(slot);
-    e.change = change;
+    e.travel = travel;
     e.stands_for = nullptr;
     e.secant_known = false;
   }
@@ -196,9 +197,8 @@ class Tile {
     return refresh2_ == 0 || slot.precision.full_is_due(slot.progress.steps, options_.max_steps);
   }
 
-  // Takes in one evaluation; false when the row is done (and written out). change: where the next iterate's, as
-  // Evaluation has it, goes if it is known.
-  bool advance(Slot<T>& slot, const Evaluation<T>& e, T& change) {
+  // Takes in one evaluation; false when the row is done (and written out). travel: of the next iterate.
+  bool advance(Slot<T>& slot, const Evaluation<T>& e, Travel<T>& travel) {
     const Status ending = slot.precision.ending;
     if (ending != kRunning) return end_at(slot, ending, slot.current, slot.progress.best_step, e.r2, e.f2);
     const double refresh2 = accelerating(slot) ? refresh2_ : kPlainRefresh2 * refresh2_;
@@ -217,10 +217,10 @@ class Tile {
     T* const f = slot.x[slot.target];
     const T damping = T(options_.damping);
     if (accelerates(slot, e)) {
-      change = anderson_advance<T>(slot.anderson, used_ld_, shape_.history, damping, options_.ridge, e.r2,
-                                   e.secant_known ? &e.secant : nullptr, e.stands_for, e.x, f, jumped);
+      travel.largest = anderson_advance<T>(slot.anderson, used_ld_, shape_.history, damping, options_.ridge, e.r2,
+                                           e.secant_known ? &e.secant : nullptr, e.stands_for, e.x, f, jumped);
     } else if (damping == T(1)) {
-      change = e.change;
+      travel = e.travel;
     } else {
       for (int64_t i = 0; i < used_ld_; i += kLanes<T>) {
         const Vec<T> x = load(e.x + i);

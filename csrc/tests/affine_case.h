@@ -24,7 +24,7 @@ class AffineCase {
   using Scalar = T;
   using Problem = AffineProblem<T>;
 
-  AffineCase(int64_t rows, int64_t dim, int activation, bool leaky, bool scaled)
+  AffineCase(int64_t rows, int64_t dim, int activation, bool leaky, bool scaled, double gain = kSmallGain)
       : rows(rows),
         dim(dim),
         activation_(activation),
@@ -32,7 +32,7 @@ class AffineCase {
         scaled_(scaled),
         z0_(rows * dim, [](int64_t) { return normal(); }),
         u_(rows * dim, [](int64_t) { return 0.5 * normal(); }),
-        weight_(random_weight<T>(dim, dim)),
+        weight_(random_weight<T>(dim, dim, gain)),
         leak_(dim, [](int64_t i) { return 0.2 * double(i % 3); }),
         scale_(rows * dim, [](int64_t i) { return double(i % 5) / 5; }) {}
 
@@ -50,6 +50,11 @@ class AffineCase {
 
   void map(int64_t row, const T* z, double* f) const { affine_map(problem(0, rows), row, z, f); }
 
+  // Every row's entry `at` gets an injection far larger than the others'.
+  void spike(int64_t at, double size) {
+    for (int64_t row = 0; row < rows; ++row) u_[row * dim + at] = T(size);
+  }
+
   std::string name() const { return text("affine, activation %d, leak %d, scale %d", activation_, leaky_, scaled_); }
 
   const int64_t rows, dim;
@@ -57,7 +62,9 @@ class AffineCase {
  private:
   const int activation_;
   const bool leaky_, scaled_;
-  const Block<T> z0_, u_, weight_, leak_, scale_;
+  const Block<T> z0_;
+  Block<T> u_;
+  const Block<T> weight_, leak_, scale_;
 };
 
 inline void a_row_with_nan_ends_alone(Method<AffineProblem<float>, float> solve, int64_t dim = 19, bool mixed = false) {

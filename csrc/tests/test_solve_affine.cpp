@@ -30,6 +30,11 @@ int main() {
     all_solvers(AffineCase<double>(3, 11, kind, true, false), on_threads);
   }
   all_solvers(AffineCase<float>(6, 29, kIdentity, true, true), on_threads);
+  // Changes most of which are too small for 8 bits of the largest, and more steps than rounding errors may add up over.
+  AffineCase<float> spiky(5, 70, kIdentity, false, false);
+  spiky.spike(3, 1e4);
+  each_solver(spiky, on_threads);
+  each_solver(AffineCase<float>(5, 70, kTanh, false, false, 0.9), on_threads);
   a_row_with_nan_ends_alone(on_threads);
   return report();
 }

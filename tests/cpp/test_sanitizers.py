@@ -1,7 +1,8 @@
 """The C++ test programs, compiled with the address and undefined-behaviour sanitizers for several vector widths.
 
 "wide" is the text of the AVX-512 kernels, products in few bits included, on 64-byte vectors the compiler makes out of
-whatever the processor has: their logic is tested on machines that lack the instructions.
+whatever the processor has, and "matrix" the same with products by an emulated matrix unit: their logic is tested on
+machines that lack the instructions.
 """
 
 import os
@@ -21,6 +22,7 @@ FLAGS = (
 VARIANTS = {
     "portable": [],
     "wide": ["-DAK_VECTOR_BYTES=64", "-DAK_EMULATE_NARROW"],
+    "matrix": ["-DAK_VECTOR_BYTES=64", "-DAK_EMULATE_NARROW", "-DAK_EMULATE_MATRIX_UNIT"],
 }
 if "avx2" in Path("/proc/cpuinfo").read_text():
     VARIANTS["avx2"] = ["-mavx2", "-mfma", "-mbmi2", "-mf16c"]

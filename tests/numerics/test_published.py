@@ -176,7 +176,9 @@ def test_chandrasekhar_steps(backend, history, dtype):
     assert info.converged.all() and info.trace[steps:].isnan().all()
     if dtype == torch.float64 or history <= 3:
         assert steps == expected
-        np.testing.assert_allclose(info.trace[:steps, 0].numpy(), relative[:steps], rtol=5e-2)
+        # Rounding of the map, which depends on the processor, shows in residuals of a few units in the last place.
+        rounding = 2 * torch.finfo(dtype).eps
+        np.testing.assert_allclose(info.trace[:steps, 0].numpy(), relative[:steps], rtol=5e-2, atol=rounding)
     else:
         # The fourth difference is parallel to the others to float32's rounding: its weight is a matter of luck.
         assert steps <= expected + 1
