@@ -1,8 +1,9 @@
 # Everything from nothing: needs python3.11 (or PYTHON=...), a C++20 compiler, make, and pip's access to an index.
 #
 #   make demo    train the same layer twice, unrolled and through this package, and compare
-#   make test    wheel in a new environment, no compiler, tests from outside the tree; the wheel under another torch
-#   make test-thorough   every planned Triton kernel compiled for every architecture, after make test
+#   make test    wheel in a new environment, no compiler, tests from outside the tree; the wheel under another torch and
+#                with another Triton
+#   make test-thorough   every planned Triton kernel compiled for every architecture by both Tritons, after make test
 #   make test-cuda-build   the wheel under a CUDA build of torch, no device needed; 3 GB of downloads, after make test
 #   make bench   measure against the baselines; writes benchmarks/results/
 #   make lint    ruff, mypy, clang-format, typos
@@ -12,11 +13,13 @@
 PYTHON ?= python3.11
 TORCH ?= 2.13.0
 OTHER_TORCH ?= 2.11.0
+OTHER_TRITON ?= 3.6.0
 
 DEV := .venv-dev
 TEST := .venv-test
 USER := .venv-user
 OTHER := .venv-torch-$(OTHER_TORCH)
+TRITON := $(DEV)/triton-$(OTHER_TRITON)
 WITH_CUDA := .venv-torch-$(OTHER_TORCH)-cuda
 PIP_INSTALL := -m pip install -q --disable-pip-version-check
 CPP_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
@@ -49,7 +52,7 @@ lint: $(DEV)/ready
 
 # The C++ tests compile with sanitizers, so they run here; the rest runs where there is no compiler. pytest's own
 # line of the main run comes last.
-test: wheel $(OTHER)/ready
+test: wheel $(OTHER)/ready $(TRITON)/ready
 	$(DEV)/bin/python -m pytest -q -n auto --dist worksteal tests/cpp
 	$(OTHER)/bin/python $(PIP_INSTALL) --no-deps --force-reinstall dist/*.whl
 	tools/test_installed.sh $(OTHER) -q tests/packaging
@@ -58,11 +61,19 @@ test: wheel $(OTHER)/ready
 	$(TEST)/bin/python $(PIP_INSTALL) torch==$(TORCH)
 	$(TEST)/bin/python $(PIP_INSTALL) "$$(echo $(CURDIR)/dist/*.whl)[test]"
 	tools/test_installed.sh --with-compiler $(TEST) -q tests
+	tools/test_installed.sh --before $(TRITON) $(TEST) -q --triton $(OTHER_TRITON) \
+	  'tests/backends/triton/test_triton.py::test_in_a_process_of_its_own[ahead_of_time]'
 	@tools/test_installed.sh $(TEST) --doctest-modules --pyargs attractor_kernels tests
 
 # After `make test`, in the environment it leaves.
-test-thorough:
+test-thorough: $(TRITON)/ready
 	tools/test_installed.sh --thorough $(TEST) -q tests/backends/triton
+	tools/test_installed.sh --thorough --before $(TRITON) $(TEST) -q --triton $(OTHER_TRITON) tests/backends/triton
+
+# Without the environment that it is used in, which `make test` makes anew.
+$(TRITON)/ready: $(DEV)/ready
+	$(DEV)/bin/python $(PIP_INSTALL) --no-deps --upgrade --target $(TRITON) triton==$(OTHER_TRITON)
+	touch $@
 
 $(WITH_CUDA)/ready:
 	$(PYTHON) -m venv $(WITH_CUDA)

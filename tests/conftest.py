@@ -22,6 +22,17 @@ def pytest_addoption(parser):
         default="cuda",
         help="where the tests of tests/gpu run; cpu puts the CPU backend in the GPU's place, to prove the tests",
     )
+    parser.addoption("--triton", metavar="VERSION", help="fail unless this version of Triton is the one that is tested")
+
+
+def pytest_configure(config):
+    wanted = config.getoption("--triton")
+    if wanted is None:
+        return
+    import triton
+
+    if triton.__version__ != wanted:
+        raise pytest.UsageError(f"--triton {wanted}: {triton.__file__} is version {triton.__version__}")
 
 
 def pytest_runtest_setup(item):

@@ -1,19 +1,26 @@
 #!/usr/bin/env bash
 # Run tests against the package installed in an environment, as a user would have it: from outside the source tree
 # and with no compiler to be found. Those marked needs_compiler run where --with-compiler is given, and only there;
-# those marked thorough, which take many minutes, where --thorough is.
+# those marked thorough, which take many minutes, where --thorough is. Packages in a folder after --before take the
+# place of the environment's.
 #
-#   tools/test_installed.sh [--with-compiler | --thorough] ENVIRONMENT [pytest argument ...]
+#   tools/test_installed.sh [--with-compiler | --thorough] [--before FOLDER] ENVIRONMENT [pytest argument ...]
 set -euo pipefail
 
 marked="not needs_compiler and not thorough"
-if [ "$1" = --with-compiler ]; then
-  marked=needs_compiler
+before=
+while true; do
+  case "$1" in
+    --with-compiler) marked=needs_compiler ;;
+    --thorough) marked=thorough ;;
+    --before)
+      before=$(cd "$2" && pwd)
+      shift
+      ;;
+    *) break ;;
+  esac
   shift
-elif [ "$1" = --thorough ]; then
-  marked=thorough
-  shift
-fi
+done
 root=$(cd "$(dirname "$0")/.." && pwd)
 environment=$(cd "$1" && pwd)
 shift
@@ -28,6 +35,9 @@ cp -r "$root/benchmarks/gpu" "$scratch/work/benchmarks"
 rm -rf "$scratch/work/tests/cpp" # these compile
 
 unset PYTHONPATH
+if [ -n "$before" ]; then
+  export PYTHONPATH=$before
+fi
 if [ "$marked" = needs_compiler ]; then
   PATH="$environment/bin:$PATH"
 else

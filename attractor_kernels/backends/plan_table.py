@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 
 from ..options import check_choice, check_int
 from . import cuda
-from .override import BACKENDS, CHANGES_BITS, CUDA_OPERATORS, check_choices, cuda_choices, told
+from .override import BACKENDS, CHANGES_BITS, CUDA_OPERATORS, all_told, check_choices, cuda_choices, told
 from .plan import (
     REGISTERS,
     THREAD_REGISTERS,
@@ -186,6 +186,11 @@ class PlanTable:
     def _choices(self) -> dict[Kind, Mapping[str, int]]:
         return {entry.kind.largest: entry.choices for entry in self.entries}
 
+    @cached_property
+    def contents(self) -> Hashable:
+        """Equal for tables that choose the same."""
+        return self.device, frozenset((kind, frozenset(found.items())) for kind, found in self._choices.items())
+
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> PlanTable:
         """A table from its file.
@@ -338,6 +343,11 @@ def choices_for(device: str, kind: Kind) -> tuple[Mapping[str, int], str]:
         return by_hand, "hand"
     found = _in_use.choices(device, kind) if _in_use is not None else {}
     return found, "table" if found else "model"
+
+
+def plans_in_use() -> Hashable:
+    """What was chosen by hand and by a table, for all calls; equal where the same plans are launched."""
+    return all_told(), None if _in_use is None else _in_use.contents
 
 
 def _set(table: PlanTable | None) -> None:

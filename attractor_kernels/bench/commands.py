@@ -84,7 +84,7 @@ def info(
         list[str] | None,
         typer.Option(
             help="Also the CPU's tile plan of this shape, as 1024x256; or, by name, how this operator is launched on a "
-            "GPU: solve_affine, anderson_step, ..."
+            "GPU: solve_affine, anderson_step, residual_norm, ..."
         ),
     ] = None,
     solver: Annotated[str, typer.Option(help="Solver of a plan: auto, picard, anderson.")] = "auto",

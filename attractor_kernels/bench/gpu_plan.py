@@ -15,7 +15,7 @@ from attractor_kernels.backends.triton import planning
 from .contenders import SOLVERS
 from .machine import facts_module
 
-OPERATORS = (*(name for name in triton.STATE_LIMIT if name != "anderson_step"), "anderson_step")
+OPERATORS = (*override.CUDA_OPERATORS, *override.STEP_OPERATORS)
 DEVICES = plans.NAMED_DEVICES
 BACKENDS = ("triton", "cuda")
 STATE_DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -26,7 +26,7 @@ class Call:
     """A call of an operator, as far as a plan depends on it.
 
     Attributes:
-        batch, dim: of the state; of `anderson_step` problems and entries.
+        batch, dim: of the state; of `anderson_step` and `residual_norm` problems and entries.
         hidden: units of an MLP's hidden layer; 0: as many as the state has.
         history: differences kept; ignored by Picard.
     """
@@ -78,7 +78,7 @@ def gpu_plan(call: Call, device: plans.DeviceFacts, backend: str) -> dict[str, A
 
 def _chosen_by(call: Call, device: plans.DeviceFacts, backend: str, table_serves: bool) -> dict[str, str]:
     choices: Mapping[str, int]
-    if call.operator == "anderson_step":  # of which no table has anything
+    if call.operator in override.STEP_OPERATORS:  # of which no table has anything
         choices, who = override.told(call.operator, backend), "hand"
     else:
         choices, who = plan_table.choices_for(device.name, call.kind(backend))
@@ -120,9 +120,19 @@ def _cuda(call: Call, device: plans.DeviceFacts) -> dict[str, Any]:
     where = (device.multiprocessors, device.shared_bytes)
     item = getattr(torch, call.dtype).itemsize
     vectors = 2 * (call.slots - 1) + 5 if call.slots else 3
+    choices = override.told(call.operator, "cuda")
+    if call.operator == "residual_norm":
+        told = override.cuda_step_choices(choices)[:2]
+        return {
+            "kernel": "residual_kernel",
+            "device": device.name,
+            **facts.cuda_plan_residual(call.batch, call.dim, call.dtype, *told),
+            "floor_bytes": 2 * call.batch * call.dim * item,
+        }
     if call.operator == "anderson_step":
         stride = call.dim + 80 if call.dim >= 512 else call.dim  # step_buffers
-        step = facts.cuda_plan_step(call.batch, 1, call.dim, call.slots, stride, call.dtype, *where)
+        sizes = (call.batch, 1, call.dim, call.slots, stride, call.dtype)
+        step = facts.cuda_plan_step(*sizes, *where, *override.cuda_step_choices(choices))
         return {
             "kernel": "step_kernel",
             "device": device.name,
@@ -132,7 +142,6 @@ def _cuda(call: Call, device: plans.DeviceFacts) -> dict[str, Any]:
         }
     wide = max(item, 4)  # the halves are solved in float32
     major, minor = device.capability
-    choices = override.told(call.operator, "cuda")
     table = plan_table.in_use()
     solve = facts.cuda_plan_solve(
         call.operator,

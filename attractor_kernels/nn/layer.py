@@ -22,8 +22,8 @@ class FixedPoint(nn.Module):
             as in `attractor_kernels.fixed_point`, with the same defaults. On an x of more than two dimensions a cell
             takes its fused path with batch_ndim=x.ndim - 1.
         graph: record loops on a CUDA device. The solve of a module that is no cell, and that of its gradient, is one
-            launch from the second of its kind on: of the same shapes, options, settings of torch and state of
-            the module. As with any CUDA graph, the module's Python does not run again. The values of its input,
+            launch from the second of its kind on: of the same shapes, options, plans, settings of torch and state
+            of the module. As with any CUDA graph, the module's Python does not run again. The values of its input,
             parameters and buffers are read anew, and its attributes compared; what else its Python may read or do
             (globals, the inside of objects it holds) is frozen as it was recorded. A module that draws random numbers,
             changes a buffer, has hooks, is compiled, lets data decide what it does, or uses other tensors is not

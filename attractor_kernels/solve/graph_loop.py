@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backends.cuda_graph import CudaRecorder, Recorder
+from ..backends.plan_table import plans_in_use
 from ..info import SolveInfo
 from ..ops.anderson_step import step_buffers
 from . import examine
@@ -105,7 +106,8 @@ class GraphLoops:
         elif forward.situation is None or forward.situation[1] != state:
             raise Refusal("it was changed between the forward and the backward pass")
         layouts = tuple(examine.layout_of("input", tensor, device) for tensor in source.inputs)
-        return type(source), spec, backend, z0.shape, z0.dtype, device, layouts, current, forward.situation
+        kind = type(source), spec, backend, z0.shape, z0.dtype, device, layouts, current, forward.situation
+        return *kind, plans_in_use()
 
     def _examine(
         self,

@@ -3,6 +3,7 @@
 
 #include "../common/problems.h"
 #include "../common/step_problem.h"
+#include "plan_choices.h"
 
 namespace ak::cuda {
 
@@ -56,7 +57,13 @@ struct DeviceFacts {
 // Of the current device; null, or why they cannot be had.
 const char* device_facts(DeviceFacts& facts);
 
-StepPlan plan_step(const StepProblem& problem, const DeviceFacts& device);
+// Kernels of whole solves keep a StepPlan in shared memory, so what they have no use for stands beside it.
+struct PlannedStep {
+  StepPlan plan;
+  const char* refused;  // why it cannot be as chosen by hand; or null
+};
+
+PlannedStep plan_step(const StepProblem& problem, const DeviceFacts& device, StepChoices choices = {});
 
 // Enqueues the step on a stream of the current device; null, or why that is not possible.
 const char* anderson_step(const StepProblem& problem, const SolveOptions& options, const StepPlan& plan, void* stream);

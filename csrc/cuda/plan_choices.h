@@ -26,6 +26,17 @@ struct PlanChoices {
   bool none() const { return rows == 0 && blocks == 0 && mixed < 0 && crew < 0 && wgmma < 0; }
 };
 
+enum StepOperator { kAndersonStep, kResidualNorm, kStepOperators };
+
+// Of these; of residual_norm the first two.
+struct StepChoices {
+  int warp = -1;       // a warp takes a problem, or a block; negative, here as below: the model's choice
+  int64_t blocks = 0;  // in flight; 0: the model's choice
+  int split = -1;      // several blocks take the chunks of a problem
+  int kept = -1;       // chunks whose h a team keeps in shared memory between the sweeps, where it takes so many
+  int solvers = 0;     // small systems a team solves at once, where there are so many; 0: the model's choice
+};
+
 template <class T>
 SolveOperator operator_of(const AffineProblem<T>&) {
   return kSolveAffine;

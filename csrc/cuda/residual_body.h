@@ -65,10 +65,4 @@ class ResidualBody {
   ResidualSpace<Team::kThreads>* const space_;
 };
 
-// Whether rows may be read 16 bytes at a time.
-inline bool wide_access(const ResidualProblem& p) {
-  const auto misses = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16; };
-  return p.entries * element_bytes(p.type) % 16 == 0 && !misses(p.z) && !misses(p.fz);
-}
-
 }  // namespace ak::cuda

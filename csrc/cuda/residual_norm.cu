@@ -28,38 +28,35 @@ __global__ void __launch_bounds__(kBlockThreads, 8) residual_kernel(const __grid
 using Kernel = void (*)(ResidualProblem);
 
 template <class T>
-Kernel kernel_for(const ResidualProblem& p) {
-  if (p.entries <= kSmallProblem) return residual_kernel<T, 1, kWarp>;
-  return wide_access(p) ? residual_kernel<T, kPerAccess<T>, kBlockThreads> : residual_kernel<T, 1, kBlockThreads>;
+Kernel kernel_for(const ResidualPlan& plan) {
+  if (plan.small) return residual_kernel<T, 1, kWarp>;
+  return plan.wide_access ? residual_kernel<T, kPerAccess<T>, kBlockThreads> : residual_kernel<T, 1, kBlockThreads>;
 }
 
-Kernel kernel_for(const ResidualProblem& p) {
-  switch (p.type) {
+Kernel kernel_for(StateType type, const ResidualPlan& plan) {
+  switch (type) {
     case StateType::kFloat32:
-      return kernel_for<float>(p);
+      return kernel_for<float>(plan);
     case StateType::kFloat64:
-      return kernel_for<double>(p);
+      return kernel_for<double>(plan);
     case StateType::kBFloat16:
-      return kernel_for<BFloat16>(p);
+      return kernel_for<BFloat16>(plan);
     default:
-      return kernel_for<Float16>(p);
+      return kernel_for<Float16>(plan);
   }
 }
 
-cudaError_t launch(const ResidualProblem& p, cudaStream_t stream) {
-  constexpr int64_t kMostBlocks = int64_t(1) << 20;
+cudaError_t launch(const ResidualProblem& p, const ResidualPlan& plan, cudaStream_t stream) {
   if (p.arrived != nullptr)
     if (const auto error = cudaMemsetAsync(p.arrived, 0, size_t(p.problems) * sizeof(unsigned), stream)) return error;
-  const int64_t teams = p.entries <= kSmallProblem ? kBlockThreads / kWarp : 1;
-  const int64_t blocks = (p.problems * chunks_of(p.entries) + teams - 1) / teams;
-  kernel_for(p)<<<dim3(unsigned(blocks < kMostBlocks ? blocks : kMostBlocks)), dim3(kBlockThreads), 0, stream>>>(p);
+  kernel_for(p.type, plan)<<<dim3(unsigned(plan.blocks)), dim3(kBlockThreads), 0, stream>>>(p);
   return cudaGetLastError();
 }
 
 }  // namespace
 
-const char* residual_norm(const ResidualProblem& problem, void* stream) {
-  const cudaError_t error = launch(problem, static_cast<cudaStream_t>(stream));
+const char* residual_norm(const ResidualProblem& problem, const ResidualPlan& plan, void* stream) {
+  const cudaError_t error = launch(problem, plan, static_cast<cudaStream_t>(stream));
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

@@ -6,6 +6,7 @@
 
 #include "../cuda/residual_norm.h"
 #include "cuda_call.h"
+#include "cuda_choices.h"
 #include "step_arguments.h"
 
 namespace {
@@ -37,14 +38,16 @@ Tensor residual_norm(const Tensor& z, const Tensor& fz, int64_t batch_ndim) {
                               nullptr,
                               nullptr,
                               out.mutable_data_ptr()};
+  const ak::cuda::ResidualPlan plan = ak::cuda::plan_residual(p, ak::ops::told(ak::cuda::kResidualNorm));
+  ak::ops::check_granted(plan.refused);
   std::optional<Tensor> sums, arrived;
-  if (const int64_t chunks = ak::cuda::chunks_of(p.entries); chunks > 1) {
-    sums = torch::stable::new_empty(z, {problems * chunks * ak::cuda::kResidualSums}, ScalarType::Double);
+  if (plan.chunks > 1) {
+    sums = torch::stable::new_empty(z, {problems * plan.chunks * ak::cuda::kResidualSums}, ScalarType::Double);
     arrived = torch::stable::new_empty(z, {problems}, ScalarType::Int);
     p.sums = static_cast<double*>(sums->mutable_data_ptr());
     p.arrived = static_cast<unsigned*>(arrived->mutable_data_ptr());
   }
-  call.done(ak::cuda::residual_norm(p, call.stream()));
+  call.done(ak::cuda::residual_norm(p, plan, call.stream()));
   return out;
 }
 

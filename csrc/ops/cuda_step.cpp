@@ -3,6 +3,7 @@
 
 #include "../cuda/anderson_step.h"
 #include "cuda_call.h"
+#include "cuda_choices.h"
 #include "step_arguments.h"
 
 namespace {
@@ -21,7 +22,9 @@ void anderson_step(const Tensor& z, const Tensor& fz, const Tensor& out, const T
                                                   ak::cuda::device_control_columns);
   ak::cuda::DeviceFacts device{};
   call.done(ak::cuda::device_facts(device));
-  call.done(ak::cuda::anderson_step(p, options.with_slots(p.slots), ak::cuda::plan_step(p, device), call.stream()));
+  const auto [plan, refused] = ak::cuda::plan_step(p, device, ak::ops::told(ak::cuda::kAndersonStep));
+  ak::ops::check_granted(refused);
+  call.done(ak::cuda::anderson_step(p, options.with_slots(p.slots), plan, call.stream()));
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include "../cuda/gated_cell.h"
 #include "../cuda/mlp_cell.h"
 #include "../cuda/plan_table.h"
+#include "../cuda/residual_norm.h"
 #include "build_facts.h"
 
 namespace py = pybind11;
@@ -140,7 +141,8 @@ ak::StateType state_type(const std::string& name) {
 }
 
 py::dict cuda_plan_step(int64_t problems, int64_t groups, int64_t entries, int slots, int64_t stride,
-                        const std::string& dtype, int processors, int shared_per_block) {
+                        const std::string& dtype, int processors, int shared_per_block, int warp, int64_t blocks,
+                        int split, int kept, int solvers) {
   ak::StepProblem problem{};
   problem.type = state_type(dtype);
   problem.problems = problems;
@@ -148,17 +150,36 @@ py::dict cuda_plan_step(int64_t problems, int64_t groups, int64_t entries, int s
   problem.entries = entries;
   problem.slots = slots;
   problem.stride = stride;
-  const ak::cuda::StepPlan plan = ak::cuda::plan_step(problem, device_facts(processors, shared_per_block));
+  const ak::cuda::StepChoices choices{warp, blocks, split, kept, solvers};
+  const auto [plan, refused] = ak::cuda::plan_step(problem, device_facts(processors, shared_per_block), choices);
+  if (refused != nullptr) throw std::invalid_argument(refused);
+  const int teams_per_block = plan.small ? ak::cuda::kBlockThreads / 32 : 1;
   py::dict facts;
   facts["team"] = plan.small ? "warp" : "block";
   facts["split"] = plan.split;
   facts["chunk"] = plan.chunk;
   facts["chunks"] = plan.chunks;
   facts["teams"] = plan.teams;
+  facts["blocks"] = plan.teams / teams_per_block;
   facts["solvers"] = plan.solvers;
   facts["kept_chunks"] = plan.kept_chunks;
   facts["wide_access"] = plan.wide_access;
-  facts["shared_bytes"] = plan.team_bytes * (plan.small ? ak::cuda::kBlockThreads / 32 : 1);
+  facts["shared_bytes"] = plan.team_bytes * teams_per_block;
+  return facts;
+}
+
+py::dict cuda_plan_residual(int64_t problems, int64_t entries, const std::string& dtype, int warp, int64_t blocks) {
+  ak::cuda::ResidualProblem problem{};
+  problem.type = state_type(dtype);
+  problem.problems = problems;
+  problem.entries = entries;
+  const ak::cuda::ResidualPlan plan = ak::cuda::plan_residual(problem, {warp, blocks});
+  if (plan.refused != nullptr) throw std::invalid_argument(plan.refused);
+  py::dict facts;
+  facts["team"] = plan.small ? "warp" : "block";
+  facts["chunks"] = plan.chunks;
+  facts["blocks"] = plan.blocks;
+  facts["wide_access"] = plan.wide_access;
   return facts;
 }
 
@@ -175,5 +196,11 @@ void define_cuda_plans(py::module_& module) {
              "ValueError where what was chosen by hand cannot be had.");
   module.def("cuda_plan_step", &cuda_plan_step, py::arg("problems"), py::arg("groups"), py::arg("entries"),
              py::arg("slots"), py::arg("stride"), py::arg("dtype"), py::arg("processors"), py::arg("shared_per_block"),
-             "How the CUDA kernel would cut up a fused step.");
+             py::arg("warp") = -1, py::arg("blocks") = 0, py::arg("split") = -1, py::arg("kept") = -1,
+             py::arg("solvers") = 0,
+             "How the CUDA kernel would cut up a fused step, with what was chosen by hand (as StepChoices of "
+             "csrc/cuda/plan_choices.h). ValueError where that cannot be had.");
+  module.def("cuda_plan_residual", &cuda_plan_residual, py::arg("problems"), py::arg("entries"), py::arg("dtype"),
+             py::arg("warp") = -1, py::arg("blocks") = 0,
+             "The same of the kernel of residual_norm; 0 or negative: the model's choice.");
 }

@@ -31,14 +31,16 @@ void launch(const cuda::ResidualProblem& p) {
 }
 
 template <class T, class Out>
-std::vector<Out> residuals(StateType type, const T* z, const T* fz, int64_t problems, int64_t entries) {
+std::vector<Out> residuals(StateType type, const T* z, const T* fz, int64_t problems, int64_t entries, int warp = -1) {
   const int64_t chunks = cuda::chunks_of(entries);
   const Block<double> sums(chunks > 1 ? problems * chunks * cuda::kResidualSums : 0);
   std::vector<Out> out(static_cast<size_t>(problems), Out(-1));
   const cuda::ResidualProblem p{type, problems, entries, z, fz, chunks > 1 ? sums.get() : nullptr, nullptr, out.data()};
-  if (entries <= cuda::kSmallProblem)
+  const cuda::ResidualPlan plan = cuda::plan_residual(p, {.warp = warp});
+  CHECK(plan.refused == nullptr && plan.chunks == chunks, "%ld entries", long(entries));
+  if (plan.small)
     launch<T, 1, cuda::kWarp>(p);
-  else if (cuda::wide_access(p))
+  else if (plan.wide_access)
     launch<T, cuda::kPerAccess<T>, cuda::kBlockThreads>(p);
   else
     launch<T, 1, cuda::kBlockThreads>(p);
@@ -54,6 +56,7 @@ void test_type(StateType type, double scale, double tolerance) {
       // One problem has arrived.
       if (problems > 1)
         for (int64_t i = 0; i < entries; ++i) fz[i] = z[i];
+      const int64_t chunks = cuda::chunks_of(entries);
       const std::vector<Out> found = residuals<T, Out>(type, z.get(), fz.get(), problems, entries);
       for (int64_t problem = 0; problem < problems; ++problem) {
         const int64_t at = problem * entries;
@@ -67,6 +70,13 @@ void test_type(StateType type, double scale, double tolerance) {
         const double got = double(found[size_t(problem)]);
         CHECK(std::abs(got - expected) <= tolerance * expected, "%g, not %g: problem %ld of %ld x %ld, scale %g", got,
               expected, long(problem), long(problems), long(entries), scale);
+        for (int warp = 0; warp < (chunks > 1 ? 1 : 2); ++warp) {
+          const auto chosen = residuals<T, Out>(type, z.get(), fz.get(), problems, entries, warp);
+          const double told = double(chosen[size_t(problem)]);
+          CHECK(std::abs(told - expected) <= tolerance * expected, "%g, not %g: %ld entries, warp %d", told, expected,
+                long(entries), warp);
+          if ((warp == 1) == (entries <= cuda::kSmallProblem)) CHECK(told == got, "%ld entries", long(entries));
+        }
         const Block<T> alone_z(entries, [&](int64_t i) { return z[at + i]; });
         const Block<T> alone_f(entries, [&](int64_t i) { return fz[at + i]; });
         const Out alone = residuals<T, Out>(type, alone_z.get(), alone_f.get(), 1, entries)[0];

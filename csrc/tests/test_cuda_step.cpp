@@ -102,19 +102,13 @@ class Launch {
   std::vector<SharedMemory> shared_;
 };
 
-enum class Cut { kPlanned, kWhole, kNothingKept };
-
 template <class T>
-StepMethod device_step(int processors, Cut cut = Cut::kPlanned) {
+StepMethod device_step(int processors, const cuda::StepChoices& choices = {}) {
   return {cuda::device_control_columns, [=](const StepProblem& p, const SolveOptions& o) {
-            cuda::StepPlan plan = cuda::plan_step(p, {processors, 232448});
+            const auto [plan, refused] = cuda::plan_step(p, {processors, 232448}, choices);
+            CHECK(refused == nullptr, "%s", refused);
             CHECK(plan.team_bytes * (plan.small ? cuda::kBlockThreads / 32 : 1) <= 232448, "%ld bytes",
                   long(plan.team_bytes));
-            if (cut == Cut::kWhole && plan.split) {
-              plan.split = false;
-              plan.kept_chunks = 0;
-            }
-            if (cut == Cut::kNothingKept) plan.kept_chunks = 0;
             if (plan.small) return Launch<T, 1, 32>(p, o, plan).run();
             if (plan.wide_access) return Launch<T, cuda::kPerAccess<T>, cuda::kBlockThreads>(p, o, plan).run();
             Launch<T, 1, cuda::kBlockThreads>(p, o, plan).run();
@@ -142,8 +136,8 @@ void same_ends(const Solve<T>& a, const Solve<T>& b, const Shape& s, const Solve
 
 template <class T>
 void solves(const Shape& s, const SolveOptions& o) {
-  Solve<T> planned(s, o, 0, device_step<T>(3)), whole(s, o, 0, device_step<T>(3, Cut::kWhole));
-  Solve<T> unkept(s, o, 0, device_step<T>(1, Cut::kNothingKept)), poisoned(s, o, 0, device_step<T>(3));
+  Solve<T> planned(s, o, 0, device_step<T>(3)), whole(s, o, 0, device_step<T>(3, {.split = 0, .kept = 0}));
+  Solve<T> unkept(s, o, 0, device_step<T>(1, {.kept = 0})), poisoned(s, o, 0, device_step<T>(3));
   Solve<T> cpu(s, o, 0, cpu_step());
   planned.run();
   whole.run();
@@ -194,6 +188,36 @@ void solves_every_shape() {
       best.max_steps = 25;
       if (s.entries < 100) solves<T>(s, best);
     }
+}
+
+// Of the choices only a warp in the place of a block, or the other way round, changes bits.
+template <class T>
+void plans_chosen_by_hand() {
+  const Shape shapes[] = {
+      {5, 1, 33, 10, 0}, {3, 4, 100, 5, 0}, {3, 1, 600, 5, 8}, {2, 5, 130, 4, 0}, {2, 2, 4100, 5, 0}};
+  const cuda::StepChoices choices[] = {{.warp = 1},  {.warp = 0},    {.blocks = 2},  {.blocks = 3, .kept = 2},
+                                       {.split = 1}, {.kept = 1000}, {.solvers = 1}, {.split = 0, .solvers = 32}};
+  for (const Shape& s : shapes) {
+    if (sizeof(T) == 8 && s.entries > 1024) continue;  // the sanitizers are slow
+    const bool small = s.groups * s.entries <= cuda::kSmallProblem;
+    const SolveOptions o = options_for(kAnderson, s.history, 1, kTolerance<T>);
+    Solve<T> model(s, o, 0, device_step<T>(3));
+    model.run();
+    for (const cuda::StepChoices& chosen : choices) {
+      if (chosen.split == 1 && (small || s.groups * cuda::chunks_of(s.entries) == 1)) continue;
+      Solve<T> told(s, o, 0, device_step<T>(3, chosen));
+      told.run();
+      if (chosen.warp < 0 || (chosen.warp == 1) == small) {
+        same_ends(model, told, s, o);
+        continue;
+      }
+      for (int64_t i = 0; i < s.problems; ++i) {
+        CHECK(int(told.end(i).status) == kConverged && int(model.end(i).status) == kConverged, WHERE);
+        CHECK(std::fabs(told.end(i).steps - model.end(i).steps) <= 1 + 0.1 * model.end(i).steps, WHERE);
+        CHECK(told.residual(i) <= 1.5 * kTolerance<T>, WHERE);
+      }
+    }
+  }
 }
 
 // A map that grows sends a solve back to plain steps, to a restart, to the best iterate.
@@ -261,6 +285,9 @@ int main() {
   solves_every_shape<double>();
   solves_every_shape<BFloat16>();
   solves_every_shape<Float16>();
+  plans_chosen_by_hand<float>();
+  plans_chosen_by_hand<double>();
+  plans_chosen_by_hand<BFloat16>();
   a_diverging_map_ends<float>();
   a_diverging_map_ends<double>();
   a_diverging_map_ends<Float16>();

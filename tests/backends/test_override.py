@@ -1,10 +1,12 @@
 """Plans chosen by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from attractor_kernels.backends import use_plan
-from attractor_kernels.backends.override import told
+from attractor_kernels.backends import cuda, use_plan
+from attractor_kernels.backends.override import all_told, told
 from attractor_kernels.backends.plan import H100
 from attractor_kernels.backends.plan import plan_step as step_plan
 from attractor_kernels.backends.triton.planning import plan_call
@@ -61,7 +63,9 @@ def test_other_operators_keep_theirs():
 @pytest.mark.parametrize(
     ("operator", "choices", "error", "message"),
     [
-        ("residual_norm", {}, ValueError, "must be 'anderson_step' or an operator that solves, got 'residual_norm'"),
+        ("affine_slope", {}, ValueError, "'residual_norm' or an operator that solves, got 'affine_slope'"),
+        ("residual_norm", {"warps": 2}, TypeError, "takes nothing, got 'warps'"),
+        ("residual_norm", {"backend": "cuda", "split": 1}, TypeError, "takes warp, blocks, got 'split'"),
         ("solve_affine", {"tile": 3}, TypeError, "takes rows, warps, stages, registers, programs, mixed, got 'tile'"),
         ("anderson_step", {"rows": 16}, TypeError, "takes warps, registers, got 'rows'"),
         ("solve_affine", {"rows": 8}, ValueError, r"use_plan\(rows=...\) must be between 16 and 64, got 8"),
@@ -77,7 +81,9 @@ def test_other_operators_keep_theirs():
         ),
         ("solve_affine", {"backend": "cuda", "rows": 24}, ValueError, "must be a power of two, got 24"),
         ("solve_affine", {"backend": "cuda", "crew": 2}, ValueError, r"use_plan\(crew=...\) must be between 0 and 1"),
-        ("anderson_step", {"backend": "cuda", "rows": 8}, TypeError, "takes nothing, got 'rows'"),
+        ("anderson_step", {"backend": "cuda", "rows": 8}, TypeError, "takes warp, blocks, split, kept, solvers, got"),
+        ("anderson_step", {"backend": "cuda", "kept": -1}, ValueError, r"use_plan\(kept=...\) must be between 0 and"),
+        ("anderson_step", {"backend": "cuda", "solvers": 129}, ValueError, "must be between 1 and 128, got 129"),
     ],
 )
 def test_wrong_choices(operator, choices, error, message):
@@ -93,3 +99,35 @@ def test_backends_keep_their_own():
         assert told("solve_affine", "triton") == {"warps": 2}
         assert told("solve_mlp", "cuda") == {}
     assert told("solve_affine", "cuda") == told("solve_affine", "triton") == {}
+
+
+def test_what_was_told_can_be_compared():
+    nothing = all_told()
+    with use_plan("anderson_step", backend="cuda", split=True, blocks=9):
+        one = all_told()
+        with use_plan("anderson_step", backend="cuda", blocks=9, split=True):
+            assert all_told() == one
+        with use_plan("anderson_step", backend="cuda", split=True):
+            assert all_told() not in (one, nothing)
+    assert all_told() == nothing != one
+
+
+def test_the_library_gets_what_is_told(monkeypatch):
+    """Numbers by place, as csrc/ops/cuda_choices.cpp takes them."""
+    calls: list = []
+    library = SimpleNamespace(
+        choose_solve=lambda *numbers: calls.append(("solve", *numbers)),
+        choose_step=lambda *numbers: calls.append(("step", *numbers)),
+    )
+    monkeypatch.setattr(cuda, "library_obstacle", lambda: None)
+    monkeypatch.setattr(torch.ops, "attractor_kernels_plans", library, raising=False)
+    with (
+        use_plan("solve_mlp", backend="cuda", rows=32, blocks=5, mixed=True, crew=False, wgmma=False),
+        use_plan("anderson_step", backend="cuda", warp=False, blocks=7, split=True, kept=3, solvers=2),
+        use_plan("residual_norm", backend="cuda", blocks=4),
+        use_plan("anderson_step", warps=2),
+    ):
+        pass
+    told_first, told_last = calls[:3], calls[3:]
+    assert told_first == [("solve", 1, 32, 5, 1, 0, 0), ("step", 0, 0, 7, 1, 3, 2), ("step", 1, -1, 4, -1, -1, 0)]
+    assert told_last == [("step", 1, -1, 0, -1, -1, 0), ("step", 0, -1, 0, -1, -1, 0), ("solve", 1, 0, 0, -1, -1, -1)]

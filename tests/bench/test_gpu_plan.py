@@ -10,15 +10,16 @@ from typer.testing import CliRunner
 
 from attractor_kernels import backends
 from attractor_kernels.backends import plan as plans
+from attractor_kernels.backends.override import CUDA_OPERATORS
 from attractor_kernels.backends.plan_table import PlanEntry, PlanTable, choices_for
 from attractor_kernels.bench.commands import app
-from attractor_kernels.bench.gpu_plan import DEVICES, OPERATORS, Call, gpu_plan
+from attractor_kernels.bench.gpu_plan import DEVICES, Call, gpu_plan
 from attractor_kernels.bench.machine import facts_module
 
 needs_facts = pytest.mark.skipif(facts_module() is None, reason="the compiled part of the package is missing")
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", [*CUDA_OPERATORS, "anderson_step"])
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
 def test_every_triton_kernel_has_a_plan(operator, device):
     found = gpu_plan(Call(operator, 4096, 128), device, "triton")
@@ -54,9 +55,6 @@ def test_cuda_plans():
     assert picard["history"] == 0 and picard["scratch_bytes"] < few["scratch_bytes"]
     wide = gpu_plan(Call("solve_affine", 100_000, 256, dtype="float64"), plans.H100, "cuda")
     assert wide["weight_cycles"] == pytest.approx(2 * few["weight_cycles"], abs=1)
-
-
-CUDA_OPERATORS = [name for name in OPERATORS if name != "anderson_step"]
 
 
 @needs_facts
@@ -203,12 +201,116 @@ def test_cuda_plans_of_a_step(entries, team, split):
     assert many["split"] is False and many["teams"] >= 1000
 
 
+STEP_CHOICES = ("warp", "blocks", "split", "kept", "solvers")
+
+
+@needs_facts
+@pytest.mark.parametrize(
+    ("entries", "choices", "changed"),
+    [
+        (500, {"warp": 0}, {"team": "block", "teams": 7, "blocks": 7, "wide_access": True}),
+        (500, {"kept": 0}, {"kept_chunks": 0}),
+        (5000, {"warp": 1}, {"team": "warp", "split": False, "teams": 8, "blocks": 2, "wide_access": False}),
+        (5000, {"blocks": 4}, {"teams": 4, "blocks": 4}),
+        (5000, {"split": 0}, {"split": False, "teams": 7, "blocks": 7}),
+        (5000, {"split": 0, "blocks": 3, "kept": 1}, {"split": False, "teams": 3, "blocks": 3, "kept_chunks": 1}),
+        (5000, {"kept": 0}, {"kept_chunks": 0}),
+        (5000, {"solvers": 5}, {}),  # there is one group, and so one system
+        (10**7, {"kept": 9}, {"kept_chunks": 9, "teams": 132, "blocks": 132}),  # one a multiprocessor finds the room
+    ],
+    ids=str,
+)
+def test_a_cuda_step_chosen_by_hand(entries, choices, changed):
+    call = Call("anderson_step", 7, entries)
+    model = gpu_plan(call, plans.H100, "cuda")
+    assert model["chosen_by"] == dict.fromkeys(STEP_CHOICES, "model")
+    with backends.use_plan("anderson_step", backend="cuda", **choices):
+        found = gpu_plan(call, plans.H100, "cuda")
+    assert found["chosen_by"] == model["chosen_by"] | dict.fromkeys(choices, "hand")
+    assert {name: found[name] for name in changed} == changed
+    same = [name for name in found if name not in (*changed, "chosen_by", "shared_bytes", "kept_chunks")]
+    assert {name: found[name] for name in same} == {name: model[name] for name in same}
+    # As step_space.h and shared memory have it: 1 KiB of a block's goes to the system.
+    kept = found["kept_chunks"] * found["chunk"] * 4
+    assert kept <= found["shared_bytes"] // (4 if found["team"] == "warp" else 1)
+    if found["split"]:
+        residents = -(-found["blocks"] // plans.H100.multiprocessors)
+        assert residents * (found["shared_bytes"] + 1024) <= plans.H100.shared_bytes + 1024
+    assert gpu_plan(call, plans.H100, "cuda") == model
+
+
+@needs_facts
+@pytest.mark.parametrize(
+    ("entries", "choices", "message"),
+    [
+        (500, {"split": 1}, "cannot share a problem that a warp takes"),
+        (5000, {"split": 1, "warp": 1}, "cannot share a problem that a warp takes"),
+        (4096, {"split": 1}, "cannot share a problem of one chunk"),
+        (10**7, {"blocks": 397}, "on the device together, three on a multiprocessor"),
+        (10**7, {"kept": 20}, "more shared memory than the device has"),
+        (10**7, {"kept": 9, "blocks": 133}, "more shared memory than the device has"),
+        (10**7, {"split": 0, "kept": 15}, "more shared memory than the device has"),
+        (10**7, {"warp": 1, "kept": 4}, "more shared memory than the device has"),
+    ],
+    ids=str,
+)
+def test_a_cuda_step_that_cannot_be_had(entries, choices, message):
+    with (
+        backends.use_plan("anderson_step", backend="cuda", **choices),
+        pytest.raises(ValueError, match=message),
+    ):
+        gpu_plan(Call("anderson_step", 7, entries), plans.H100, "cuda")
+
+
+@needs_facts
+def test_small_systems_a_team_solves_at_once():
+    """Of 100 mixing groups, by one block; a warp has 32 threads."""
+    facts = facts_module()
+    shape = (300, 100, 64, 6, 64, "float32", plans.H100.multiprocessors, plans.H100.shared_bytes)
+    few, many = (facts.cuda_plan_step(*shape, kept=0, solvers=solvers) for solvers in (4, 128))
+    assert (few["solvers"], many["solvers"]) == (4, 100)  # there are no more
+    one = 2 * 25 + 5 * 5 + 3  # doubles: a matrix and its factor, five vectors, an order of ints
+    assert many["shared_bytes"] - few["shared_bytes"] == pytest.approx(96 * one * 8, abs=64)
+    with pytest.raises(ValueError, match="than it has threads"):
+        facts.cuda_plan_step(*shape, warp=1, solvers=33)
+    assert facts.cuda_plan_step(*shape, warp=1, solvers=32)["team"] == "warp"
+
+
+@needs_facts
+def test_an_empty_batch_asks_for_nothing():
+    facts = facts_module()
+    for choices in ({}, {"split": 1}, {"warp": 0}, {"kept": 4096}):
+        assert facts.cuda_plan_step(0, 3, 5000, 6, 5080, "float32", 132, 232448, **choices)["teams"] == 0
+    assert facts.cuda_plan_residual(0, 5000, "float32", warp=1)["blocks"] == 0
+
+
+@needs_facts
+def test_a_residual_chosen_by_hand():
+    call = Call("residual_norm", 300, 4096)
+    model = gpu_plan(call, plans.H100, "cuda")
+    assert (model["team"], model["blocks"], model["floor_bytes"]) == ("block", 300, 2 * 4 * 300 * 4096)
+    with backends.use_plan("residual_norm", backend="cuda", warp=True, blocks=30):
+        found = gpu_plan(call, plans.H100, "cuda")
+        assert (found["team"], found["blocks"], found["wide_access"]) == ("warp", 30, False)
+        assert found["chosen_by"] == {"warp": "hand", "blocks": "hand"}
+        with pytest.raises(ValueError, match="a warp takes problems of one chunk only"):
+            gpu_plan(replace(call, dim=4097), plans.H100, "cuda")
+    few = gpu_plan(replace(call, dim=512), plans.H100, "cuda")
+    assert (few["team"], few["blocks"], gpu_plan(replace(call, dim=4097), plans.H100, "cuda")["blocks"]) == (
+        "warp",
+        75,
+        600,
+    )
+    assert gpu_plan(call, plans.H100, "cuda") == model
+
+
 @pytest.mark.parametrize(
     ("call", "backend", "message"),
     [
         (Call("solve_affine", 1, 1024), "triton", "the state has 1024 entries, not 1 to 256"),
         (Call("solve_affine", 1, 64, dtype="float64"), "triton", "the state is torch.float64"),
         (Call("solve_affine", 1, 64, history=9), "triton", "the history is 9, not at most 6"),
+        (Call("residual_norm", 1, 64), "triton", "there is no Triton kernel for residual_norm"),
     ],
 )
 def test_no_plan_says_why(call, backend, message):
@@ -245,6 +347,19 @@ def test_info_names_what_there_is(option, value, named):
 
 def test_info_says_why_there_is_no_plan():
     assert "1 to 256" in invoke("--plan", "solve_affine", "--shape", "8x1024", code=2).output
+
+
+@needs_facts
+def test_info_prints_a_step_chosen_by_hand():
+    options = ("--plan", "anderson_step,residual_norm", "--backend", "cuda", "--shape", "2x9000")
+    with backends.use_plan("anderson_step", backend="cuda", split=False):
+        text = " ".join(invoke(*options).stdout.split())
+        assert "split: hand, kept: model" in text and "residual_norm 2x9000 on H100, cuda" in text
+        found = json.loads(invoke(*options, "--json").stdout)["plans"]
+    assert found["anderson_step 2x9000 on H100, cuda"]["split"] is False
+    with backends.use_plan("anderson_step", backend="cuda", split=True):
+        message = invoke(*options[:-1], "2x300", code=2).output
+    assert "cannot share" in message
 
 
 def test_a_plan_chosen_by_hand_is_shown():

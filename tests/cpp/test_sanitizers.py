@@ -40,7 +40,7 @@ PROGRAMS = {
 # The text of the CUDA kernels, run on the host: no vectors of its own, so one variant will do, one with fma if it can.
 CUDA_PROGRAMS = {
     "test_cuda_step": ["csrc/cuda/step_plan.cpp", "csrc/cpu/anderson_step.cpp"],
-    "test_cuda_residual": [],
+    "test_cuda_residual": ["csrc/cuda/residual_plan.cpp"],
     "test_cuda_tensor": [],
     "test_mixed_step": [],
     "test_cuda_affine": ["csrc/cuda/row_plan.cpp", "csrc/cpu/solve_affine.cpp", "csrc/cpu/scratch.cpp"],

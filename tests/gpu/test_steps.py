@@ -9,6 +9,7 @@ from solving import need, relative, same_bits
 
 import attractor_kernels as ak
 from attractor_kernels import Anderson, Auto, Picard, Status
+from attractor_kernels.backends import use_plan
 from attractor_kernels.ops import step_buffers
 from attractor_kernels.solve.run import namespace_of
 
@@ -109,6 +110,53 @@ def test_same_bits_in_every_run_and_alone(backend, device, shape, solver):
         alone.advance(lambda z, fz=fz: fz[last].contiguous())
         whole.advance(lambda z, fz=fz: fz)
     assert same_bits(alone.z, whole.z[last])
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [{"blocks": 3}, {"split": 0}, {"split": 1}, {"kept": 0}, {"kept": 1}, {"solvers": 2}, {"warp": 0}, {"warp": 1}],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [(300, 1, 511), (3, 4, 100), (2, 1, 5000), (3, 97, 64), (1, 1, 300_001)], ids=str)
+def test_plans_chosen_by_hand(backend, device, shape, choices):
+    """All but `warp` leave the bits as they are; what cannot be had is refused."""
+    if backend != "cuda":
+        pytest.skip("about the plans of the CUDA kernels")
+    _, groups, entries = shape
+    f, z0 = contraction(*shape), torch.zeros(shape, device=device)
+
+    def solve():
+        steps = Steps("attractor_kernels", z0, groups, Anderson())
+        for _ in range(6):
+            steps.advance(f)
+        return steps.z
+
+    model = solve()
+    with use_plan("anderson_step", backend="cuda", **choices):
+        if choices.get("split") and groups * entries <= 512:
+            with pytest.raises(RuntimeError, match="the plan chosen by hand cannot be had: blocks cannot share"):
+                solve()
+            return
+        told = solve()
+    if "warp" in choices:
+        assert relative(told, model) < SAME[torch.float32]
+    else:
+        assert same_bits(told, model)
+
+
+def test_residuals_whose_plan_is_chosen_by_hand(backend, device):
+    if backend != "cuda":
+        pytest.skip("about the plans of the CUDA kernels")
+    for entries in (300, 4096, 50_000):
+        z, fz = torch.randn(2, 40, entries, device=device)
+        model = ak.ops.residual_norm(z, fz)
+        with use_plan("residual_norm", backend="cuda", blocks=3):
+            assert same_bits(ak.ops.residual_norm(z, fz), model)
+        with use_plan("residual_norm", backend="cuda", warp=entries == 4096):
+            torch.testing.assert_close(ak.ops.residual_norm(z, fz), model, rtol=1e-5, atol=0)
+    refused = pytest.raises(RuntimeError, match="a warp takes problems of one chunk only")
+    with use_plan("residual_norm", backend="cuda", warp=True), refused:
+        ak.ops.residual_norm(z, fz)
 
 
 @pytest.mark.parametrize("shape", [(6, 1, 40), (6, 1, 5000)], ids=str)

@@ -10,6 +10,9 @@ from layers import SOLVERS, Net, assert_same_solve, inputs, needs_kernels, twins
 from torch import Tensor, nn
 
 import attractor_kernels as ak
+from attractor_kernels.backends import PlanTable
+from attractor_kernels.backends.plan import H100
+from attractor_kernels.backends.plan_table import Kind, PlanEntry
 from attractor_kernels.solve.graph_loop import FIRST
 from attractor_kernels.solve.stop_flag import LaggingReader
 
@@ -112,6 +115,29 @@ class TestForward:
                 with mode():
                     assert_same_solve(layer, plain, inputs(4, 6))
         assert len(recorder.recordings) == 2
+
+    @pytest.mark.parametrize("backend", ["cuda", "triton"])
+    def test_plans_have_recordings_of_their_own(self, recorder, backend):
+        layer, plain = twins(Net())
+        choices = {"cuda": {"kept": 0}, "triton": {"warps": 2}}[backend]
+        with torch.no_grad():
+            for turn in range(4):
+                with ak.backends.use_plan("anderson_step", backend=backend, **choices if turn % 2 else {}):
+                    for _ in range(2):
+                        assert_same_solve(layer, plain, inputs(4, 6))
+                    assert layer.info.backend == "cpu"
+        assert [len(recording.rounds) for recording in recorder.recordings] == [3, 3]
+
+    def test_tables_have_recordings_of_their_own(self, recorder):
+        layer, _ = twins(Net())
+        kind = Kind("cuda", "solve_affine", "float32", "full", "auto", batch=64, dim=64)
+        tables = [PlanTable(H100, (PlanEntry(kind, {"blocks": blocks}),)) for blocks in (1, 1, 2)]
+        with torch.no_grad():
+            for table in (None, *tables):
+                with ak.backends.use_plan_table(table):
+                    for _ in range(2):
+                        layer(inputs(4, 6))
+        assert [len(recording.rounds) for recording in recorder.recordings] == [1, 3, 1]
 
     def test_an_empty_batch(self, recorder):
         layer, _ = twins(Net())

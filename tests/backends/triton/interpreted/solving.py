@@ -93,3 +93,7 @@ def affine(rows: int, dim: int, norm: float = 0.6, activation: int = 1, pieces: 
     scale = torch.rand(rows, dim, dtype=torch.float64) if options.get("scale") else None
     weight = contraction(dim, dim, norm)
     return Case("solve_affine", (normal(rows, dim), normal(rows, dim), weight, leak, scale), (activation, pieces))
+
+
+def gated(rows: int, dim: int) -> Case:
+    return Case("solve_gated", (normal(rows, dim), normal(rows, 2 * dim), contraction(2 * dim, dim, 0.7)))

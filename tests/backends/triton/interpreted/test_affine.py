@@ -49,32 +49,6 @@ def test_rows_leave_and_others_take_their_place():
     torch.testing.assert_close(got.trace[:5], want.trace[:5], rtol=1e-3, atol=1e-6, equal_nan=True)
 
 
-@pytest.mark.parametrize("solver", [PICARD, AUTO])
-def test_a_row_has_the_same_bits_in_every_tile(solver):
-    case = family("sym", 21, 12)
-    options = tail(solver, history=2)
-    whole = case.triton(options)
-    for rows, tile in ((slice(20, 21), 16), (slice(3, 4), 64), (torch.tensor([9, 20, 0, 3]), 32)):
-        part = case.triton(options, rows=rows, tile=tile)
-        for a, b in zip(part[:4], whole[:4], strict=True):
-            assert torch.equal(a, b[rows])
-
-
-@pytest.mark.parametrize("solver", [PICARD, ANDERSON])
-def test_broken_rows_end_alone(solver):
-    case = affine(6, 5)
-    options = tail(solver, history=2)
-    clean = case.triton(options)
-    case.tensors[1][1, 2] = torch.nan
-    case.tensors[0][4, 0] = torch.inf
-    got, want = case.triton(options), case.reference(options, torch.float32)
-    whole = [0, 2, 3, 5]
-    for a, b in zip(got[:4], clean[:4], strict=True):
-        assert torch.equal(a[whole], b[whole])
-    assert (got.status[[1, 4]] == Status.NONFINITE).all()
-    agree(got, want)
-
-
 @pytest.mark.parametrize("solver", [PICARD, ANDERSON])
 def test_diverging_rows_return_their_best_iterate(solver):
     weight = torch.diag(torch.tensor([0.5, 3.0, 0.1], dtype=torch.float64))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from solving import ANDERSON, AUTO, PICARD, Case, agree, contraction, normal, tail
+from solving import ANDERSON, AUTO, PICARD, Case, agree, contraction, gated, normal, tail
 
 from attractor_kernels.backends.reference.activations import CODES, SWIGLU
 
@@ -67,8 +67,7 @@ def test_mlp_derivatives(name, gated, norm):
 
 
 def test_gated():
-    case = Case("solve_gated", (normal(3, 13), normal(3, 26), contraction(26, 13, 0.7)))
-    check(case, AUTO)
+    check(gated(3, 13), AUTO)
 
 
 @pytest.mark.parametrize("name", ["solve_gated_adjoint", "solve_gated_tangent"])

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 import torch
-from solving import ANDERSON, AUTO, PICARD, SMALL, Case, affine, agree, contraction, family, normal, tail
+from solving import ANDERSON, AUTO, PICARD, SMALL, Case, affine, agree, contraction, family, gated, normal, tail
 
 from attractor_kernels.backends import use_plan
 from attractor_kernels.backends.triton import launch
@@ -89,10 +89,6 @@ def test_an_adjoint_solve(solver):
     assert ((got.z - exact).norm(dim=1) <= 1e-4 * exact.norm(dim=1)).all()
 
 
-def gated(rows, dim):
-    return Case("solve_gated", (normal(rows, dim), normal(rows, 2 * dim), contraction(2 * dim, dim, 0.7)))
-
-
 @pytest.mark.parametrize(("dim", "solver"), [(1, PICARD), (13, AUTO), (40, ANDERSON)])
 def test_gated(dim, solver):
     case = gated(3, dim)
@@ -102,43 +98,6 @@ def test_gated(dim, solver):
     assert_honest(case, got)
     assert (got.z - want.z).norm() <= 2e-3 * want.z.norm()
     assert (got.steps - want.steps).max() <= 4
-
-
-def mixed_batch(make, dim):
-    """24 rows, quick and slow; half of them start at zero."""
-    case = make(24, dim)
-    case.tensors[0][::2] = 0
-    case.tensors[1][::3] *= 20
-    return case
-
-
-@pytest.mark.parametrize(("make", "solver"), [(affine, PICARD), (affine, AUTO), (gated, PICARD)])
-def test_a_row_has_the_same_bits_in_every_tile(make, solver):
-    """Waiting for others or not, among the first in a program's lanes or not."""
-    case = mixed_batch(make, 12)
-    options = tail(solver, history=2, rtol=1e-4, max_steps=15, mixed=True)
-    with use_plan(case.name, mixed=True, programs=1):
-        whole = case.triton(options)
-    for rows, tile in ((slice(23, 24), 16), (torch.tensor([9, 23, 0, 3, 18]), 32)):
-        part = case.triton(options, rows=rows, tile=tile)
-        for a, b in zip(part[:4], whole[:4], strict=True):
-            assert torch.equal(a, b[rows])
-
-
-@pytest.mark.parametrize("solver", [PICARD, ANDERSON])
-def test_broken_rows_end_alone(solver):
-    case = affine(6, 5)
-    options = tail(solver, history=2, mixed=True)
-    clean = case.triton(options)
-    case.tensors[1][1, 2] = torch.nan
-    case.tensors[0][4, 0] = torch.inf
-    got, want = case.triton(options), case.reference(options, torch.float32)
-    whole = [0, 2, 3, 5]
-    for a, b in zip(got[:4], clean[:4], strict=True):
-        assert torch.equal(a[whole], b[whole])
-    assert (got.status[[1, 4]] == Status.NONFINITE).all()
-    for a, b in zip(got[:4], want[:4], strict=True):
-        assert torch.equal(a[[1, 4]].isfinite(), b[[1, 4]].isfinite())
 
 
 def test_a_best_iterate_is_measured_in_full():
