@@ -65,7 +65,7 @@ def lines(report: Report, rows: list[Row], mine: str) -> Iterator[list[str]]:
 
 
 # Instruction sets with products of changes in few bits, for precision="mixed" (csrc/cpu/narrow.h).
-NARROW_PRODUCTS = ("avx512vnni", "avx512bf16")
+NARROW_PRODUCTS = ("avx512vnni", "avx512bf16", "avx512amx")
 HEAD = ["batch x state", "Picard", "steps", "error", "ours"]
 
 

@@ -9,8 +9,6 @@
 // The unit adds up integers, in any order, without rounding: a row's bits do not depend on the rows beside it.
 #pragma once
 
-#include <cmath>
-
 #include "matrix_unit.h"
 #include "narrow.h"
 #include "scratch.h"
@@ -72,8 +70,8 @@ inline Packed pack_digits(const Matrix<float>& w, const DigitMatrix& to, int ind
       sum += size;
     }
     const float largest = largest_lane<float>(most), total = sum_lanes<float>(sum);
-    if (!(total <= 1e38f) || (to.diagonal != nullptr && !(std::fabs(to.diagonal[first + n]) <= 1e38f)))
-      return Packed::kNotFinite;
+    const float apart = to.diagonal != nullptr ? to.diagonal[first + n] : 0.0f;
+    if (!(total <= 1e38f && apart <= 1e38f && apart >= -1e38f)) return Packed::kNotFinite;
     if (largest * float(to.inputs) > kMostSpread * total) how = Packed::kSpread;
     float one = largest > kLeastScaled ? largest / kDigit : 0.0f;
     for (int digit = 0; digit < kDigits; ++digit, one /= kDigitBase) {

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <atomic>
-#include <utility>
 
 #include "digit_product.h"
 #include "narrow.h"
@@ -252,7 +251,8 @@ inline bool pack_for_unit(const PackRequest<float>& request, int threads, const 
     w.split = {};
   }
   if (w.digits.data != nullptr) {
-    float* const diagonal = std::exchange(w.digits.diagonal, nullptr);
+    float* const diagonal = w.digits.diagonal;
+    w.digits.diagonal = nullptr;
     Packed how = pack_all_digits(request, threads, executor);
     if (how == Packed::kSpread && w.digits.outputs == w.digits.inputs) {
       w.digits.diagonal = diagonal;

@@ -236,15 +236,23 @@ TilePlan tile_plan(int64_t rows, int64_t dim, const SolveOptions& options, int t
   AffineMap<T> map(problem, weight, weight);
   const TileShape shape = tile_shape<T>(options, cost, rows, dim, map.slot_elements(), used);
   const Tile<T, AffineMap<T>> tile(map, dim, shape, options, nullptr, {}, rows);
-  return {shape.rows,
-          kMaxRows,
-          kPanelVectors * kLanes<T>,
-          kDepth,
-          used,
-          shape.short_history,
-          shape.price,
-          PackedMatrix<T>::size(dim, dim) * int64_t(sizeof(T)),
-          int64_t(tile.scratch_bytes())};
+  TilePlan plan{shape.rows,
+                kMaxRows,
+                kPanelVectors * kLanes<T>,
+                kDepth,
+                used,
+                shape.short_history,
+                shape.price,
+                PackedMatrix<T>::size(dim, dim) * int64_t(sizeof(T)),
+                int64_t(tile.scratch_bytes())};
+#if AK_HAS_MATRIX_UNIT
+  if (sizeof(T) == 4 && unit_pays(dim, dim, false)) {
+    plan.block_rows = plan.block_columns = 2 * kUnitRows;
+    plan.depth = kUnitDepth;
+    plan.packed_bytes = SplitMatrix::size(dim, dim) * 4;
+  }
+#endif
+  return plan;
 }
 
 }  // namespace

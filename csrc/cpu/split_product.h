@@ -6,7 +6,6 @@
 // bits do not depend on the rows beside it. Sizes below 2^-126 count as zero.
 #pragma once
 
-#include <iterator>
 #include <type_traits>
 
 #include "matrix_unit.h"
@@ -151,7 +150,7 @@ inline void multiply_split_block(const SplitMatrix& w, const SplitRows& rows, in
   };
   constexpr std::make_integer_sequence<int, groups> each_group{};
   constexpr std::make_integer_sequence<int, columns> each_column{};
-  constexpr std::make_integer_sequence<int, int(std::size(kPairs))> each_pair{};
+  constexpr std::make_integer_sequence<int, int(sizeof kPairs / sizeof kPairs[0])> each_pair{};
   each(std::make_integer_sequence<int, groups * columns>{}, [](auto i) { Unit::zero<kSum + i>(); });
   for (int64_t step = 0; step < rows.steps(); ++step) {
     each(each_pair, [&](auto pair) {

@@ -89,5 +89,12 @@ def test_cuda_library_loads_without_a_device(op):
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have the portable code only")
 def test_every_instruction_set_is_compiled_in():
-    assert list(_facts.instruction_sets()) == ["avx512bf16", "avx512vnni", "avx512", "avx2", "portable"]
+    assert list(_facts.instruction_sets()) == [
+        "avx512amx",
+        "avx512bf16",
+        "avx512vnni",
+        "avx512",
+        "avx2",
+        "portable",
+    ]
     assert _facts.instruction_sets()["portable"]
