@@ -45,7 +45,7 @@ struct DigitMatrix {
 // How much of an output's mean weight, in size, its largest may be: digits hold all of its weights to 2^-24 of that.
 constexpr float kMostSpread = 16;
 
-enum class Packed { kWell, kSpread, kNotFinite };
+enum class Packed { kWell, kSpread, kNotFit };
 
 // Packs 16 outputs, without the diagonal where to.diagonal has a place for it, and says how well digits hold them.
 inline Packed pack_digits(const Matrix<float>& w, const DigitMatrix& to, int index) {
@@ -71,7 +71,7 @@ inline Packed pack_digits(const Matrix<float>& w, const DigitMatrix& to, int ind
     }
     const float largest = largest_lane<float>(most), total = sum_lanes<float>(sum);
     const float apart = to.diagonal != nullptr ? to.diagonal[first + n] : 0.0f;
-    if (!(total <= 1e38f && apart <= 1e38f && apart >= -1e38f)) return Packed::kNotFinite;
+    if (!fit_for_unit(largest, total) || !(apart <= 1e25f && apart >= -1e25f)) return Packed::kNotFit;
     if (largest * float(to.inputs) > kMostSpread * total) how = Packed::kSpread;
     float one = largest > kLeastScaled ? largest / kDigit : 0.0f;
     for (int digit = 0; digit < kDigits; ++digit, one /= kDigitBase) {

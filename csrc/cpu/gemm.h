@@ -125,6 +125,11 @@ void gather_outputs(const Matrix<T>& w, int64_t output, int64_t input, int64_t w
     for (int64_t n = 0; n < outputs; ++n) to[n * width + k] = from[n * w.output_stride + k * w.input_stride];
 }
 
+// Whether an output whose weights have this largest size, NaN left out, and this sum of sizes is for the matrix unit:
+// not where one is not finite, where parts of their products could overflow, or where what is left of a weight after
+// its first bits is no normal number.
+inline bool fit_for_unit(float largest, float sum) { return sum <= 1e25f && (largest >= 1e-25f || sum == 0); }
+
 // Rows of one block: x[r][0 .. depth) times `panels` adjacent panels of `vectors` vectors each, to out[r][column ...),
 // or onto what is there. Few rows take several panels at once, or the chains of fma would wait for each other.
 template <class Product, int rows, int vectors, int panels, bool add>

@@ -229,25 +229,25 @@ inline void settle_narrow(Weights<float>& w, float* diagonal, int threads, const
 #if AK_HAS_MATRIX_UNIT
 // The worst of the blocks.
 inline Packed pack_all_digits(const PackRequest<float>& request, int threads, const Executor& executor) {
-  std::atomic<bool> spread{false}, finite{true};
+  std::atomic<bool> spread{false}, fit{true};
   const DigitMatrix& digits = request.to->digits;
   for_panels(digits.blocks(), threads, executor, [&](int block) {
     const Packed how = pack_digits(request.from, digits, block);
-    if (how == Packed::kNotFinite) finite.store(false, std::memory_order_relaxed);
+    if (how == Packed::kNotFit) fit.store(false, std::memory_order_relaxed);
     if (how == Packed::kSpread) spread.store(true, std::memory_order_relaxed);
   });
-  return !finite ? Packed::kNotFinite : spread ? Packed::kSpread : Packed::kWell;
+  return !fit ? Packed::kNotFit : spread ? Packed::kSpread : Packed::kWell;
 }
 
 // Packs W for the matrix unit; false where it is not for it: vectors multiply it, by what was placed for them.
 inline bool pack_for_unit(const PackRequest<float>& request, int threads, const Executor& executor) {
   Weights<float>& w = *request.to;
   if (w.split.data != nullptr) {
-    std::atomic<bool> finite{true};
+    std::atomic<bool> fit{true};
     for_panels(w.split.blocks(), threads, executor, [&](int block) {
-      if (!split_block(request.from, w.split, block)) finite.store(false, std::memory_order_relaxed);
+      if (!split_block(request.from, w.split, block)) fit.store(false, std::memory_order_relaxed);
     });
-    if (finite) return true;
+    if (fit) return true;
     w.split = {};
   }
   if (w.digits.data != nullptr) {

@@ -160,7 +160,7 @@ class AffineMap {
   AffineMap(const AffineProblem<T>& problem, const Weights<T>& weight, const Weights<T>& leak)
       : problem_(problem),
         moves_(weight.narrow == kDigitwise),
-        refresh2_(moves_ ? 0 : weight.refresh2()),
+        refresh2_(weight.refresh2()),
         product_(weight),
         all_{leak.full.data, round_up(problem.dim, kLanes<T>), problem.dim, problem.dim - problem.pieces},
         kept_at_(all_.ld * (problem.scale != nullptr ? 2 : 1)),
@@ -175,8 +175,9 @@ class AffineMap {
     if (problem_.scale != nullptr) copy_padded(constants + ld, problem_.scale + row * dim, dim, ld);
   }
 
-  // Where x may move to what its product stands for, the product is in full and stays so but for the rounding of its
-  // sums, which is cleared at times.
+  // Where x may move to what its product stands for, only the rounding of sums is between the product and one in full.
+  // It is cleared at times, or it would add up; and before a row ends, since it is in proportion to the largest x so
+  // far.
   void evaluate(int n, Evaluation<T>* rows) {
     constexpr int kClear = 64;
     const T *x[kMaxTile], *products[kMaxTile];
@@ -189,7 +190,7 @@ class AffineMap {
       moved[i] = e.x;
       kept[i] = e.constants + kept_at_;
       f[i] = e.f;
-      exact[i] = moves_ ? e.step % kClear == 0 : e.exact;
+      exact[i] = e.exact || (moves_ && e.step % kClear == 0);
       travel[i] = e.travel;
       e.stands_for = moves_ ? e.x : product_.stands_for(kept[i]);
     }

@@ -51,11 +51,11 @@ inline Vec<uint32_t> take_term(Vec<float>& low, Vec<float>& high) {
   return pairs;
 }
 
-// Packs 16 outputs; false where one of their weights is not finite.
+// Packs 16 outputs; false where one is not for the unit.
 inline bool split_block(const Matrix<float>& w, const SplitMatrix& to, int index) {
   const int64_t first = int64_t(index) * kUnitColumns;
   const bool rows_in_order = w.input_stride == 1 && first + kUnitColumns <= w.outputs;
-  Vec<float> none{};  // NaN where a weight is not finite
+  Vec<float> most[kUnitColumns] = {}, sum[kUnitColumns] = {};
   for (int64_t step = 0; step < to.steps(); ++step) {
     float gathered[kUnitColumns * kUnitDepth];
     const float* from = gathered;
@@ -71,7 +71,9 @@ inline bool split_block(const Matrix<float>& w, const SplitMatrix& to, int index
       Vec<float> low = load(from + n * stride), high = load(from + n * stride + kLanes<float>);
       // Rows lie too far apart for the processor to foresee them.
       __builtin_prefetch(from + n * stride + 4 * kUnitDepth);
-      none += (low + high) * broadcast<float>(0.0f);
+      const Vec<float> sizes[2] = {VecOps<float>::abs(low), VecOps<float>::abs(high)};
+      most[n] = VecOps<float>::max(most[n], VecOps<float>::max(sizes[0], sizes[1]));
+      sum[n] += sizes[0] + sizes[1];
       for (int t = 0; t < kTerms; ++t) terms[t][n] = take_term(low, high);
     }
     for (int t = 0; t < kTerms; ++t) {
@@ -79,7 +81,9 @@ inline bool split_block(const Matrix<float>& w, const SplitMatrix& to, int index
       for (int k = 0; k < kUnitRows; ++k) store(to.block(t, index) + step * kUnitWords + k * kUnitColumns, terms[t][k]);
     }
   }
-  return sum_lanes<float>(none) == 0.0f;
+  for (int n = 0; n < kUnitColumns; ++n)
+    if (!fit_for_unit(largest_lane<float>(most[n]), sum_lanes<float>(sum[n]))) return false;
+  return true;
 }
 
 // The rows of a tile on their way through the unit, in the calling thread's scratch: their terms, and their products.

@@ -24,13 +24,14 @@ class AffineCase {
   using Scalar = T;
   using Problem = AffineProblem<T>;
 
-  AffineCase(int64_t rows, int64_t dim, int activation, bool leaky, bool scaled, double gain = kSmallGain)
+  AffineCase(int64_t rows, int64_t dim, int activation, bool leaky, bool scaled, double gain = kSmallGain,
+             double start = 1)
       : rows(rows),
         dim(dim),
         activation_(activation),
         leaky_(leaky),
         scaled_(scaled),
-        z0_(rows * dim, [](int64_t) { return normal(); }),
+        z0_(rows * dim, [=](int64_t) { return start * normal(); }),
         u_(rows * dim, [](int64_t) { return 0.5 * normal(); }),
         weight_(random_weight<T>(dim, dim, gain)),
         leak_(dim, [](int64_t i) { return 0.2 * double(i % 3); }),

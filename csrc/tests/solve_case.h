@@ -127,7 +127,12 @@ void check(const Case& c, MethodOf<Case> solve, const SolveOptions& options) {
 template <class Case>
 void each_solver(const Case& c, MethodOf<Case> solve) {
   const double rtol = sizeof(typename Case::Scalar) == 4 ? 1e-5 : 1e-10;
-  for (int solver : {kPicard, kAnderson, kAuto}) check(c, solve, options_for(solver, 3, rtol));
+  for (int solver : {kPicard, kAnderson, kAuto}) {
+    SolveOptions options = options_for(solver, 3, rtol);
+    check(c, solve, options);
+    options.mixed = true;
+    if (sizeof(typename Case::Scalar) == 4) check(c, solve, options);
+  }
 }
 
 // With every length of history that the kernels treat in a way of its own, damped and not.

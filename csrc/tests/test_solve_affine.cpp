@@ -35,6 +35,7 @@ int main() {
   spiky.spike(3, 1e4);
   each_solver(spiky, on_threads);
   each_solver(AffineCase<float>(5, 70, kTanh, false, false, 0.9), on_threads);
+  each_solver(AffineCase<float>(3, 70, kTanh, false, false, kSmallGain, 1e6), on_threads);  // from far away
   a_row_with_nan_ends_alone(on_threads);
   return report();
 }
