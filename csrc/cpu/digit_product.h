@@ -3,8 +3,8 @@
 //
 // An output's weights are multiples of 1 / (127 * 254^2) of its largest, which is 2^-23: as close as float32 holds
 // them. A change d of x is rounded to one digit, a multiple of its own largest entry / 127, and x itself moves by what
-// was rounded (`last`): the product always belongs to `last`. So nothing is left over that a product in full would have
-// to make good. Where a digit says too little of d, or d has to be had to the last bit, d is sent digit by digit.
+// was rounded (`last`): the product always belongs to `last`. A product in full makes good no more than the rounding of
+// sums. Where a digit says too little of d, or d has to be had to the last bit, d is sent digit by digit.
 //
 // The unit adds up integers, in any order, without rounding: a row's bits do not depend on the rows beside it.
 #pragma once

@@ -46,6 +46,10 @@ struct Travel {
 // A largest entry below which its share in 127 is no unit to count in: its inverse is not finite.
 constexpr float kLeastScaled = 1e-36f;
 
+// Of products by digits (digit_product.h): full ones this often, by the squared residual, since float32 sums of a far
+// larger x are off by 2^-24 of that.
+constexpr double kDigitRefresh2 = 1e-10;
+
 // A row's change on its way into the product.
 struct Change {
   uint32_t* units;        // 4 bytes each: of 8 or 16 bits an entry

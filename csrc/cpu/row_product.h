@@ -72,7 +72,7 @@ struct Weights {
       case kBfloat16:
         return Bfloat16Product::kRefresh2;
       case kDigitwise:
-        return 1e-30;  // none: only the last one has to be
+        return kDigitRefresh2;
       default:
         return 0;
     }

@@ -50,6 +50,29 @@ def test_other_tolerances(backend, kind, rtol, solver):
 
 
 @main_solvers
+@pytest.mark.parametrize("size", [64, 256])
+@pytest.mark.parametrize("far", [1e3, 1e6])
+def test_far_starts(backend, far, size, solver):
+    """Rounding errors of a product with a large state do not outlive that state."""
+    problem = problem_of("orth", size)
+    generator = torch.Generator().manual_seed(3)
+    z, info = problem.solve(backend, solver, z0=far * torch.randn(problem.z0.shape, generator=generator))
+    assert info.converged.all()
+    assert_honest(problem, z, info)
+
+
+@pytest.mark.parametrize("precision", ["mixed", "full"])
+def test_weight_at_the_limit(backend, precision):
+    """A mask's -3.4e38: the unit that it drives saturates, and the solve is as good as any."""
+    weight, u = family("orth", 9, 256, torch.float32)
+    weight[3, 5] = torch.finfo(torch.float32).min
+    problem = Problem(weight, u, torch.zeros(9, 256))
+    z, info = problem.solve(backend, ak.Picard(), precision=precision)
+    assert info.converged.all() and z.isfinite().all()
+    assert (z[:, 3] == -torch.sign(z[:, 5])).all()
+
+
+@main_solvers
 def test_absolute_tolerance(backend, solver):
     problem = problem_of("orth", 64)
     z, info = problem.solve(backend, solver, rtol=0.0, atol=1e-3)
