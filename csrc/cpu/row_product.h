@@ -35,7 +35,7 @@ inline bool unit_pays(int64_t outputs, int64_t inputs, bool mixed) {
   constexpr double lanes = kLanes<float>;
   const double products = double(outputs) * double(inputs);
   const double unit = products / 512 * (mixed ? 2.1 : 8.4) + (16 * double(inputs) + 10 * double(outputs)) / lanes + 40;
-  const double vectors = products / lanes * (mixed ? 0.22 : 0.55);
+  const double vectors = products / lanes * (mixed ? 0.17 : 0.55);
   return unit < vectors && inputs <= (1 << 16);  // whose sums of digits hold 32 bits
 }
 

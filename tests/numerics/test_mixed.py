@@ -50,7 +50,7 @@ def test_other_tolerances(backend, kind, rtol, solver):
 
 
 @main_solvers
-@pytest.mark.parametrize("size", [64, 256])
+@pytest.mark.parametrize("size", [64, 384])
 @pytest.mark.parametrize("far", [1e3, 1e6])
 def test_far_starts(backend, far, size, solver):
     """Rounding errors of a product with a large state do not outlive that state."""
