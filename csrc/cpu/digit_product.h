@@ -178,9 +178,6 @@ class DigitRows {
 template <int groups, int columns>
 inline void multiply_digit(const DigitMatrix& w, const DigitRows& rows, int digit, int block, int32_t* to) {
   using Unit = MatrixUnit;
-  const auto each = []<int... i>(std::integer_sequence<int, i...>, const auto& body) {
-    (body(std::integral_constant<int, i>{}), ...);
-  };
   constexpr std::make_integer_sequence<int, groups> each_group{};
   constexpr std::make_integer_sequence<int, columns> each_column{};
   constexpr std::make_integer_sequence<int, groups * columns> each_sum{};

@@ -5,6 +5,8 @@
 // Without the unit the same text runs on plain arrays where AK_EMULATE_MATRIX_UNIT asks for it, for tests.
 #pragma once
 
+#include <type_traits>
+
 #include "simd.h"
 
 #if defined(AK_EMULATE_MATRIX_UNIT) || (defined(__AMX_BF16__) && AK_VECTOR_BYTES == 64)
@@ -132,6 +134,12 @@ class MatrixUnit {
 #endif
 
 #if AK_HAS_MATRIX_UNIT
+
+// body(0), body(1), ... with numbers the compiler knows, as registers are named by.
+template <int... i, class Body>
+inline void each(std::integer_sequence<int, i...>, const Body& body) {
+  (body(std::integral_constant<int, i>{}), ...);
+}
 
 // Rows the calling thread's unit is configured for; 0: it is not.
 inline int& unit_rows() {

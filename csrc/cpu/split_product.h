@@ -1,12 +1,10 @@
 // Products by the matrix unit: out = W x for the rows of a tile, with W and x as sums of bfloat16 numbers.
 //
 // Three such numbers hold a float32 to its last bit. A product in full adds up the six products of terms whose sizes
-// multiply to 2^-16 of the largest or more; what is left out is below the rounding of a float32 sum. A change of x
-// takes the leading terms alone. Each entry is summed in an order that depends on the size of W only, so that a row's
-// bits do not depend on the rows beside it. Sizes below 2^-126 count as zero.
+// multiply to 2^-16 of the largest or more; what is left out is below the rounding of a float32 sum. Each entry is
+// summed in an order that depends on the size of W only, so that a row's bits do not depend on the rows beside it.
+// Sizes below 2^-126 count as zero.
 #pragma once
-
-#include <type_traits>
 
 #include "matrix_unit.h"
 #include "narrow.h"
@@ -149,9 +147,6 @@ inline void multiply_split_block(const SplitMatrix& w, const SplitRows& rows, in
   using Unit = MatrixUnit;
   constexpr int kSum = 0, kLeft = 4, kRight = 6;
   static_assert(groups * columns <= 4 && groups <= 2);
-  const auto each = []<int... i>(std::integer_sequence<int, i...>, const auto& body) {
-    (body(std::integral_constant<int, i>{}), ...);
-  };
   constexpr std::make_integer_sequence<int, groups> each_group{};
   constexpr std::make_integer_sequence<int, columns> each_column{};
   constexpr std::make_integer_sequence<int, int(sizeof kPairs / sizeof kPairs[0])> each_pair{};
