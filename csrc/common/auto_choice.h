@@ -40,9 +40,9 @@ struct AutoState {
   S anderson2 = S(0);  // its squared contraction over the whole window
 };
 
-// The evaluations of f (counted from 1) after which a problem in Picard mode is looked at: all that can be. Looking
-// at fewer costs more, in mispredicted branches, than the one more sum it saves.
-AK_HD bool auto_watches(int steps) { return steps >= 2; }
+// The evaluation of f (counted from 1) after which a problem in Picard mode is first looked at, and then after each.
+// Looking at fewer costs more, in mispredicted branches, than the one more sum it saves.
+constexpr int kAutoFirstLook = 2;
 
 // What the choice depends on besides the residuals: the same for all problems of a solve.
 template <class S>
@@ -68,7 +68,7 @@ AK_HD S auto_power(S x, int n) {
 }
 
 // steps: evaluations of f so far; r2, previous_r2: |g_k|^2, |g_{k-1}|^2; dot: <g_k, g_{k-1}>, used in kAutoPicard
-// mode only, where auto_watches(steps).
+// mode only, from kAutoFirstLook steps on.
 // Returns true when the next step is to be an Anderson step. On leaving Anderson the caller clears its history.
 template <class S>
 AK_HD bool choose(AutoState<S>& a, const AutoRule<S>& rule, int steps, S r2, S previous_r2, S dot) {
@@ -77,7 +77,7 @@ AK_HD bool choose(AutoState<S>& a, const AutoRule<S>& rule, int steps, S r2, S p
     case kAutoPicard: {
       const bool aligned = dot * dot > rule.cosine2 * r2 * previous_r2;
       const bool stalled = r2 > S(kAutoStall2) * previous_r2;
-      if (!auto_watches(steps) || !(aligned || stalled)) return false;
+      if (steps < kAutoFirstLook || !(aligned || stalled)) return false;
       a.mode = kAutoAnderson;
       a.since = 0;
       a.picard2 = r2 / previous_r2;

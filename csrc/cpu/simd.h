@@ -270,6 +270,46 @@ inline Vec<T> keep_first(Vec<T> v, int64_t n) {
   return (Vec<T>)((IntVec<T>)v & (lane < Int(n) - IntVec<T>{}));
 }
 
+// A set of lanes, a bit each.
+using LaneSet = uint32_t;
+
+template <class T>
+constexpr LaneSet kAllLanes = LaneSet((uint64_t(1) << kLanes<T>)-1);
+
+template <class T>
+inline IntVec<T> lane_mask(LaneSet set) {
+  using Int = typename IntOf<T>::type;
+  IntVec<T> bit;
+  for (int l = 0; l < kLanes<T>; ++l) bit[l] = Int(1) << l;
+  return (Int(set) & bit) != 0;
+}
+
+// The lanes where mask, all ones or all zeros in each, is set.
+template <class T>
+inline LaneSet lane_set(IntVec<T> mask) {
+#if defined(__AVX512DQ__) && AK_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4)
+    return LaneSet(_mm512_movepi32_mask((__m512i)mask));
+  else
+    return LaneSet(_mm512_movepi64_mask((__m512i)mask));
+#elif defined(__AVX2__) && AK_VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == 4)
+    return LaneSet(_mm256_movemask_ps((__m256)mask));
+  else
+    return LaneSet(_mm256_movemask_pd((__m256d)mask));
+#else
+  LaneSet set = 0;
+  for (int l = 0; l < kLanes<T>; ++l) set |= LaneSet(mask[l] & 1) << l;
+  return set;
+#endif
+}
+
+// body(lane) for every lane of a set.
+template <class Body>
+inline void for_lanes(LaneSet set, const Body& body) {
+  for (; set != 0; set &= set - 1) body(__builtin_ctz(set));
+}
+
 // body(i, keep) over a row's vectors; keep(v) is v with the lanes past the row's end zero.
 template <class T, class Body>
 inline void for_row(int64_t n, const Body& body) {

@@ -111,6 +111,32 @@ void affine_rows(const AffineRows<T>& all, int n, const T* const* products, Eval
   }
 }
 
+// choose<kind, scaled>() for the problem's activation.
+template <class T, class Choose>
+auto by_activation(const AffineProblem<T>& p, const Choose& choose) {
+  if (p.scale != nullptr) return choose.template operator()<kIdentity, true>();
+  switch (p.activation) {
+    case kTanh:
+      return choose.template operator()<kTanh, false>();
+    case kRelu:
+      return choose.template operator()<kRelu, false>();
+    case kSigmoid:
+      return choose.template operator()<kSigmoid, false>();
+    case kSoftplus:
+      return choose.template operator()<kSoftplus, false>();
+    case kGelu:
+      return choose.template operator()<kGelu, false>();
+    case kPartialRelu:
+      return choose.template operator()<kPartialRelu, false>();
+    case kSilu:
+      return choose.template operator()<kSilu, false>();
+    case kRelu2:
+      return choose.template operator()<kRelu2, false>();
+    default:
+      return choose.template operator()<kIdentity, false>();
+  }
+}
+
 template <class T>
 using RowFunction = void (*)(const AffineRows<T>&, int n, const T* const* products, Evaluation<T>*);
 
@@ -121,36 +147,11 @@ RowFunction<T> far_or_not(bool far) {
   return affine_rows<T, kind, leaky, scaled, false>;
 }
 
-template <class T, int kind>
-RowFunction<T> leaky_or_not(bool leaky, bool far) {
-  return leaky ? far_or_not<T, kind, true, false>(far) : far_or_not<T, kind, false, false>(far);
-}
-
 template <class T>
 RowFunction<T> row_function(const AffineProblem<T>& p, bool far) {
-  const bool leaky = p.leak != nullptr;
-  if (p.scale != nullptr)
-    return leaky ? far_or_not<T, kIdentity, true, true>(far) : far_or_not<T, kIdentity, false, true>(far);
-  switch (p.activation) {
-    case kTanh:
-      return leaky_or_not<T, kTanh>(leaky, far);
-    case kRelu:
-      return leaky_or_not<T, kRelu>(leaky, far);
-    case kSigmoid:
-      return leaky_or_not<T, kSigmoid>(leaky, far);
-    case kSoftplus:
-      return leaky_or_not<T, kSoftplus>(leaky, far);
-    case kGelu:
-      return leaky_or_not<T, kGelu>(leaky, far);
-    case kPartialRelu:
-      return leaky_or_not<T, kPartialRelu>(leaky, far);
-    case kSilu:
-      return leaky_or_not<T, kSilu>(leaky, far);
-    case kRelu2:
-      return leaky_or_not<T, kRelu2>(leaky, far);
-    default:
-      return leaky_or_not<T, kIdentity>(leaky, far);
-  }
+  return by_activation(p, [&]<int kind, bool scaled>() {
+    return p.leak != nullptr ? far_or_not<T, kind, true, scaled>(far) : far_or_not<T, kind, false, scaled>(far);
+  });
 }
 
 // A slot holds u, scale where there is one, and what the product keeps.
@@ -214,6 +215,83 @@ class AffineMap {
   const RowFunction<T> rows_pass_;
 };
 
+// Whether rows are solved side by side: small states, by products that lanes can take, where a thread has the rows to
+// fill its lanes. Beyond, what all lanes spend on those few that mix several columns outweighs (benchmarks/NOTES.md).
+template <class T>
+bool lanes_pay(const Weights<T>& weight, int64_t rows, int64_t dim, int threads) {
+  constexpr int lanes = kLanes<T>;
+  if (lanes < 4 || dim > (AK_VECTOR_BYTES == 64 ? 48 : 40) || weight.narrow != kFull) return false;
+#if AK_HAS_MATRIX_UNIT
+  if (weight.split.data != nullptr) return false;
+#endif
+  const int64_t share = (rows + threads - 1) / threads;
+  return 20 * share >= 13 * round_up(share, lanes);  // a step in a lane costs at most so much of one alone
+}
+
+// f from the product in its place, of rows side by side.
+template <class T, int kind, bool scaled>
+void affine_lanes(const AffineRows<T>& all, LaneEvaluation<T>& e) {
+  using Math = Activations<VecOps<T>>;
+  const Vec<T>*const x = e.x, *const u = e.constants, *const scale = u + all.dim;
+  const T* const leak = all.leak;
+  Vec<T>* const f_rows = e.f;
+  const int64_t dim = all.dim, first_relu = all.first_relu;
+  for (int64_t i = 0; i < dim; ++i) {
+    const Vec<T> a = f_rows[i] + u[i];
+    Vec<T> f;
+    if constexpr (kind == kPartialRelu)
+      f = i >= first_relu ? Math::relu(a) : a;
+    else
+      f = Math::template apply<kind>(a);
+    if constexpr (scaled) f = f * scale[i];
+    if (leak != nullptr) f = fma<T>(broadcast<T>(leak[i]), x[i], f);
+    f_rows[i] = f;
+  }
+}
+
+// AffineMap for rows side by side, all products in full. A lane's constants are u and its scale.
+template <class T>
+class AffineLanes {
+  using Function = void (*)(const AffineRows<T>&, LaneEvaluation<T>&);
+
+ public:
+  AffineLanes(const AffineProblem<T>& problem, const Weights<T>& weight, const Weights<T>& leak)
+      : problem_(problem),
+        weight_(weight.full),
+        all_{leak.full.data, problem.dim, problem.dim, problem.dim - problem.pieces},
+        pass_(by_activation(problem,
+                            []<int kind, bool scaled>() -> Function { return affine_lanes<T, kind, scaled>; })) {}
+
+  int64_t lane_vectors() const { return all_.dim * (problem_.scale != nullptr ? 2 : 1); }
+
+  void load(Vec<T>* constants, int lane, int64_t row) const {
+    const int64_t dim = all_.dim;
+    const T *const u = problem_.u + row * dim, *const scale = problem_.scale;
+    for (int64_t i = 0; i < dim; ++i) constants[i][lane] = u[i];
+    if (scale != nullptr)
+      for (int64_t i = 0; i < dim; ++i) constants[dim + i][lane] = scale[row * dim + i];
+  }
+
+  void evaluate(LaneEvaluation<T>& e) const {
+    if (e.zero == e.rows) {
+      std::memset(static_cast<void*>(e.f), 0, size_t(all_.dim) * sizeof(Vec<T>));
+    } else {
+      multiply_lanes(weight_, e.x, e.f);
+      if (e.zero != 0) {
+        const IntVec<T> zero = lane_mask<T>(e.zero);
+        for (int64_t i = 0; i < all_.dim; ++i) e.f[i] = zero ? Vec<T>{} : e.f[i];
+      }
+    }
+    pass_(all_, e);
+  }
+
+ private:
+  const AffineProblem<T>& problem_;
+  const PackedMatrix<T> weight_;
+  const AffineRows<T> all_;
+  const Function pass_;
+};
+
 template <class T>
 void solve(const AffineProblem<T>& problem, const SolveOptions& options, const SolveResult<T>& result,
            const Executor& executor) {
@@ -224,6 +302,9 @@ void solve(const AffineProblem<T>& problem, const SolveOptions& options, const S
                                      {vector_view(problem.leak, problem.dim), &leak}};
   pack(requests, problem.leak != nullptr ? 2 : 1, threads, executor);
   const CellCost cost{products * weight.share(), double(problem.dim)};
+  if (lanes_pay<T>(weight, problem.rows, problem.dim, threads))
+    return solve_lanes<T>(problem.rows, problem.dim, cost, options, problem.z0, result, threads, executor,
+                          [&] { return AffineLanes<T>(problem, weight, leak); });
   solve_rows<T>(problem.rows, problem.dim, cost, options, problem.z0, result, threads, executor,
                 [&] { return AffineMap<T>(problem, weight, leak); });
 }

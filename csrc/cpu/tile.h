@@ -63,6 +63,11 @@ struct TileShape {
   double price;       // of an Anderson step with it
 };
 
+template <class T>
+inline StopRule<double> stop_rule(const SolveOptions& options) {
+  return {options.rtol, options.atol, sizeof(T) == 8 ? 0x1p-52 : 0x1p-23, options.max_steps, options.min_steps};
+}
+
 template <class T, class Map>
 class Tile {
  public:
@@ -75,7 +80,7 @@ class Tile {
         used_ld_(round_up(dim, kLanes<T>)),
         shape_(shape),
         options_(options),
-        rule_{options.rtol, options.atol, sizeof(T) == 8 ? 0x1p-52 : 0x1p-23, options.max_steps, options.min_steps},
+        rule_(stop_rule<T>(options)),
         z0_(z0),
         result_(result),
         rows_(rows),
@@ -191,6 +196,7 @@ class Tile {
     e.travel = travel;
     e.stands_for = nullptr;
     e.secant_known = false;
+    e.dot = 0;
   }
 
   bool full(const Slot<T>& slot) const {

@@ -56,6 +56,9 @@ class AffineCase {
     for (int64_t row = 0; row < rows; ++row) u_[row * dim + at] = T(size);
   }
 
+  void spoil(int64_t row, double with) { u_[row * dim] = T(with); }
+  void start_at_zero(int64_t row) { std::fill_n(z0_.get() + row * dim, dim, T(0)); }
+
   std::string name() const { return text("affine, activation %d, leak %d, scale %d", activation_, leaky_, scaled_); }
 
   const int64_t rows, dim;
@@ -63,8 +66,7 @@ class AffineCase {
  private:
   const int activation_;
   const bool leaky_, scaled_;
-  const Block<T> z0_;
-  Block<T> u_;
+  Block<T> z0_, u_;
   const Block<T> weight_, leak_, scale_;
 };
 

@@ -1,4 +1,6 @@
 // The CPU's fused affine solve, in both precisions, on one thread and on several.
+#include <algorithm>
+
 #include "affine_case.h"
 
 namespace ak::AK_ISA {
@@ -12,14 +14,88 @@ using namespace ak;
 
 using namespace ak::test;
 
+int endings[256];
+
 template <class T>
 void on_threads(const AffineProblem<T>& p, const SolveOptions& o, const SolveResult<T>& r, bool again) {
   AK_ISA::solve_affine(p, o, r, again ? kOneThread : kThreads);
 }
 
+// The same bits, or both NaN, of whatever sign.
+bool same_float(float a, float b) { return std::memcmp(&a, &b, sizeof a) == 0 || (a != a && b != b); }
+
+// A solve of many rows, side by side, and one of each row alone give the same bits of everything, however rows end.
+template <class T>
+void alike_alone(const AffineCase<T>& c, const SolveOptions& options) {
+  const int64_t rows = c.rows, dim = c.dim;
+  const auto solve = [&](int64_t first, int64_t count, Solved<T>& out, Block<float>& trace) {
+    std::fill_n(trace.get(), options.max_steps * count, -1.0f);
+    SolveResult<T> result = out.pointers();
+    result.trace = trace.get();
+    AK_ISA::solve_affine(c.problem(first, count), options, result, kOneThread);
+  };
+  Solved<T> all(rows, dim), one(1, dim);
+  Block<float> traces(options.max_steps * rows), trace(options.max_steps);
+  solve(0, rows, all, traces);
+  for (int64_t row = 0; row < rows; ++row) {
+    solve(row, 1, one, trace);
+    bool same = one.steps[0] == all.steps[row] && one.status[0] == all.status[row] &&
+                same_float(one.residual[0], all.residual[row]) &&
+                std::memcmp(one.z.get(), all.z.get() + row * dim, size_t(dim) * sizeof(T)) == 0;
+    for (int64_t k = 0; k < options.max_steps; ++k) same = same && same_float(trace[k], traces[k * rows + row]);
+    CHECK(same,
+          "row %d alone: %d steps to %g, status %d; among others: %d to %g, %d: %s, dim %d, solver %d, history %d",
+          int(row), one.steps[0], double(one.residual[0]), one.status[0], all.steps[row], double(all.residual[row]),
+          all.status[row], c.name().c_str(), int(dim), options.solver, options.history);
+    endings[one.status[0]] += 1;
+  }
+}
+
+template <class T>
+void alike_alone_by_all_rules(const AffineCase<T>& c) {
+  for (int solver : {kPicard, kAnderson, kAuto})
+    for (int history : {1, 2, 5, 11}) {
+      SolveOptions options = options_for(solver, history, 1e-5);
+      options.max_steps = 60;
+      alike_alone(c, options);
+      options.damping = 0.7;
+      options.atol = 1e-4;
+      options.min_steps = 4;
+      alike_alone(c, options);
+      options.max_steps = 7;
+      alike_alone(c, options);
+      options.max_steps = 60;
+      options.damping = 1;
+      options.rtol = options.atol = 0;
+      options.keep_best = true;
+      alike_alone(c, options);
+      if (solver == kPicard) break;
+    }
+}
+
+template <class T>
+void rows_side_by_side() {
+  constexpr int64_t rows = 37;  // lanes are filled, refilled and left empty
+  for (int64_t dim : {1, 2, 5, 16, 19, 32, 40}) alike_alone_by_all_rules(AffineCase<T>(rows, dim, kTanh, false, false));
+  for (int kind = kIdentity; kind <= kRelu2; ++kind)
+    for (double gain : {0.5, 1.1, 4.0}) {  // some converge, some never do, some grow without bound
+      AffineCase<T> c(rows, 13, kind, kind % 2 == 0, kind == kIdentity, gain);
+      alike_alone_by_all_rules(c);
+      c.spoil(5, NAN);  // ends at once
+      c.spoil(6, INFINITY);
+      c.start_at_zero(20);
+      c.start_at_zero(21);
+      alike_alone_by_all_rules(c);
+    }
+  for (int status : {kConverged, kMaxSteps, kDiverged, kNonfinite, kStagnated})
+    CHECK(endings[status] > 10, "only %d rows ended with status %d", endings[status], status);
+}
+
 }  // namespace
 
 int main() {
+  rows_side_by_side<float>();
+  rows_side_by_side<double>();
   for (int64_t dim : {1, 3, 16, 17, 33, 70, 131})
     all_solvers(AffineCase<float>(9, dim, kTanh, false, false), on_threads);
   for (int64_t dim : {1, 7, 40}) all_solvers(AffineCase<double>(5, dim, kTanh, false, false), on_threads);
