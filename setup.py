@@ -7,6 +7,7 @@ attractor_kernels/_cpu.so      the CPU kernels and their torch operators. Each k
 attractor_kernels/_cuda.so     the CUDA kernels and their torch operators, where nvcc is found; loaded only where torch
                                has CUDA, and linked so that the torch built with need not have it.
 attractor_kernels/_facts*.so   a pybind11 module that says what was built and what the kernels would do.
+attractor_kernels/_direct*.so  the way to the CPU's kernels past torch's dispatcher, for small solves.
 
 FORCE_CUDA=1 makes a build without nvcc an error, FORCE_CUDA=0 leaves the CUDA kernels out; TORCH_CUDA_ARCH_LIST names
 their architectures.
@@ -121,13 +122,13 @@ def write_if_changed(path: Path, text: str) -> None:
 class Plan:
     """What ninja is to do: objects, the libraries, and the flags each part needs."""
 
-    def __init__(self, folder: Path, cpu_library: Path, facts_module: Path, nvcc: Nvcc) -> None:
+    def __init__(self, folder: Path, cpu_library: Path, modules: dict[str, Path], nvcc: Nvcc) -> None:
         import pybind11
         import torch
 
         self.folder = folder
         self.cpu_library = cpu_library
-        self.facts_module = facts_module
+        self.modules = modules
         self.nvcc = nvcc
         self.torch_version = torch.__version__
         self.torch = Path(torch.__file__).parent
@@ -176,6 +177,7 @@ class Plan:
             if not self.nvcc.absent:
                 self.add_cuda_library(ninja)
             self.add_facts_module(ninja)
+            self.add_module(ninja, self.modules["_direct"], ("direct",), [])
         return path
 
     def add_object(self, ninja: Writer, source: Path, variant: str, flags: list[str]) -> str:
@@ -228,14 +230,17 @@ class Plan:
         return self.cpu_library.with_name("_cuda.so")
 
     def add_facts_module(self, ninja: Writer) -> None:
-        """The facts come from the very library that solves, found beside the module."""
+        # The plans of the CUDA kernels are plain C++, so they can be asked for where nothing else of CUDA is built.
+        plans = [self.add_object(ninja, source, "facts", []) for source in sorted(CSRC.glob("cuda/*_plan.cpp"))]
+        self.add_module(ninja, self.modules["_facts"], ("facts", "plans"), plans)
+
+    def add_module(self, ninja: Writer, module: Path, sources: tuple[str, ...], others: list[str]) -> None:
+        """A module of Python on the very library that solves, found beside it."""
         library = self.cpu_library
         flags = [*self.python_includes, f"-I{self.folder}"]
-        compiled = [self.add_object(ninja, CSRC / "ops" / f"{name}.cpp", "facts", flags) for name in ("facts", "plans")]
-        # The plans of the CUDA kernels are plain C++, so they can be asked for where nothing else of CUDA is built.
-        compiled += [self.add_object(ninja, source, "facts", []) for source in sorted(CSRC.glob("cuda/*_plan.cpp"))]
+        compiled = [self.add_object(ninja, CSRC / "ops" / f"{name}.cpp", "modules", flags) for name in sources]
         flags = quote([f"-L{library.parent}", f"-l:{library.name}", "-Wl,-rpath,$ORIGIN"]).replace("$", "$$")
-        ninja.build(str(self.facts_module), "link", compiled, implicit=str(library), variables={"flags": flags})
+        ninja.build(str(module), "link", compiled + others, implicit=str(library), variables={"flags": flags})
 
 
 class BuildWithNinja(build_ext):
@@ -248,14 +253,15 @@ class BuildWithNinja(build_ext):
 
     def build_extensions(self) -> None:
         paths = {ext.name: Path(self.get_ext_fullpath(ext.name)).resolve() for ext in self.extensions}
-        cpu_library, facts_module = paths["attractor_kernels._cpu"], paths["attractor_kernels._facts"]
-        plan = Plan(Path(self.build_temp).resolve(), cpu_library, facts_module, NVCC).write()
+        modules = {name: paths[f"attractor_kernels.{name}"] for name in MODULES}
+        plan = Plan(Path(self.build_temp).resolve(), paths["attractor_kernels._cpu"], modules, NVCC).write()
         jobs = os.environ.get("MAX_JOBS", str(len(os.sched_getaffinity(0))))
         subprocess.run([sys.executable, "-m", "ninja", "-f", str(plan), "-j", jobs], check=True)
 
 
 NVCC = find_nvcc()
-COMPILED = ["_cpu", "_facts", *([] if NVCC.absent else ["_cuda"])]
+MODULES = ("_facts", "_direct")  # Python's own; the others are torch's
+COMPILED = ["_cpu", *MODULES, *([] if NVCC.absent else ["_cuda"])]
 
 setup(
     ext_modules=[Extension(f"attractor_kernels.{name}", []) for name in COMPILED],

@@ -43,7 +43,7 @@ class SolveInfo:
         adjoint: the `SolveInfo` of the last backward solve, or None before the first.
     """
 
-    __slots__ = ("_batch_shape", "_residual", "_status", "_steps", "_trace", "adjoint", "backend")
+    __slots__ = ("_batch_shape", "_packed", "_parts", "_trace", "adjoint", "backend")
 
     def __init__(
         self,
@@ -54,13 +54,31 @@ class SolveInfo:
         backend: str,
         batch_shape: torch.Size | None = None,  # None: the tensors have their final shape
     ) -> None:
-        self._steps = steps
-        self._residual = residual
-        self._status = status
+        self._parts = (steps, residual, status)
+        self._packed: Tensor | None = None
         self._trace = trace
         self._batch_shape = batch_shape
         self.backend = backend
         self.adjoint: SolveInfo | None = None
+
+    @classmethod
+    def of_packed(cls, packed: Tensor, backend: str) -> SolveInfo:
+        """The info whose steps, residual and status lie one after the other in uint8 [9 P], as a small solve writes
+        them: tensors of their own would cost more than the solve, and are made when asked for.
+        """
+        info = cls.__new__(cls)
+        info._packed = packed
+        info._trace = info._batch_shape = info.adjoint = None
+        info.backend = backend
+        return info
+
+    def _unpacked(self) -> tuple[Tensor, Tensor, Tensor]:
+        packed = self._packed
+        if packed is not None:
+            steps, residual, status = packed.split([n * (packed.numel() // 9) for n in (4, 4, 1)])
+            self._parts = (steps.view(torch.int32), residual.view(torch.float32), status)
+            self._packed = None
+        return self._parts
 
     def like(self, steps: Tensor, residual: Tensor, status: Tensor) -> SolveInfo:
         """The info of another solve of the same batch on the same backend."""
@@ -71,15 +89,15 @@ class SolveInfo:
 
     @property
     def steps(self) -> Tensor:
-        return self._shaped(self._steps)
+        return self._shaped(self._unpacked()[0])
 
     @property
     def residual(self) -> Tensor:
-        return self._shaped(self._residual)
+        return self._shaped(self._unpacked()[1])
 
     @property
     def status(self) -> Tensor:
-        return self._shaped(self._status)
+        return self._shaped(self._unpacked()[2])
 
     @property
     def converged(self) -> Tensor:
@@ -101,7 +119,7 @@ class SolveInfo:
             self.adjoint._raise_if_failed("adjoint problems")
 
     def _raise_if_failed(self, what: str) -> None:
-        status = self._status.reshape(-1)
+        _, residual, status = (part.reshape(-1) for part in self._unpacked())
         failed = status != 0
         count = int(failed.sum())
         if count == 0:
@@ -109,7 +127,7 @@ class SolveInfo:
         codes, counts = torch.unique(status[failed], return_counts=True)
         ends = ", ".join(f"{Status(code).name}: {n}" for code, n in zip(codes.tolist(), counts.tolist(), strict=True))
         # torch.max propagates NaN, so a NaN residual counts as the worst.
-        worst = float(self._residual.reshape(-1)[failed].max())
+        worst = float(residual[failed].max())
         raise ConvergenceError(
             f"{count} of {status.numel()} {what} did not converge ({ends}); worst relative residual {worst:.3g}"
         )

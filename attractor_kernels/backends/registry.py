@@ -103,7 +103,7 @@ def backend_for(
 
     Raises ValueError where a backend asked for by name cannot.
     """
-    key = (op, asked, _preferred, device.type, dtype, sizes)
+    key = (op, asked, _preferred, device, dtype, sizes)
     name = _chosen.get(key)
     if name is None:
         name = _chosen[key] = _choose(op, _preferred if asked == "auto" else asked, device, dtype, sizes)
@@ -111,7 +111,7 @@ def backend_for(
 
 
 # Answers of backend_for, which do not change: a library is loaded once, at import.
-_chosen: dict[tuple[str, str, str, str, torch.dtype, triton.Sizes | None], str] = {}
+_chosen: dict[tuple[str, str, str, torch.device, torch.dtype, triton.Sizes | None], str] = {}
 
 
 # Why a backend cannot run an operator on such a state, None if it can; the first that can is preferred.

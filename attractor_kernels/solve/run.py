@@ -14,6 +14,7 @@ from ..info import SolveInfo
 from ..ops._declare import SolveResult, call, in_functorch
 from . import graph_loop
 from .bound import BoundCell
+from .direct import run_directly
 from .loop import loop_backend, run_loop
 from .maps import Map
 from .spec import Spec
@@ -56,10 +57,11 @@ def operator_backend(bound: BoundCell, z0: Tensor, spec: Spec) -> str | None:
 
     Operators take rows as problems, each with Anderson weights of its own.
     """
-    if spec.tail is None or spec.batch_ndim != z0.dim() - 1 or spec.mixing_ndim != spec.batch_ndim:
+    if spec.tail is None or spec.batch_ndim != len(bound.shape) - 1 or spec.mixing_ndim != spec.batch_ndim:
         return None
-    sizes = _sizes(bound, z0, spec) if z0.device.type == "cuda" else None
-    return registry.backend_for(bound.name, spec.backend, z0.device, z0.dtype, sizes)
+    # The bound cell's device and dtype are z0's, and at hand.
+    sizes = _sizes(bound, z0, spec) if z0.is_cuda else None
+    return registry.backend_for(bound.name, spec.backend, bound.device, bound.dtype, sizes)
 
 
 def _sizes(bound: BoundCell, z0: Tensor, spec: Spec) -> Sizes:
@@ -118,6 +120,8 @@ def run_operator(bound: BoundCell, z0: Tensor, spec: Spec, backend: str) -> tupl
         result = call(namespace_of(backend), bound.name, *operator_arguments(bound, z0, spec))
         return result.z.view(z0.shape), operator_info(result, z0, spec, backend)
     assert spec.tail is not None
+    if backend == "cpu" and (solved := run_directly(bound, z0, spec.tail)) is not None:
+        return solved
     op = bound.operator.overloads[namespace_of(backend)]
     with torch._C._AutoDispatchBelowAutograd():
         z, steps, residual, status, trace = op(z0, *bound.held, *bound.constants, *spec.tail)

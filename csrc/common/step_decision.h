@@ -86,7 +86,7 @@ AK_HD float power_near_inverse(double x) {
 // difference, and Auto may ask how it is directed.
 AK_HD bool step_watches(const StepState& s, const StepRules& r) {
   if (r.solver != 2 || s.phase != kStepIterating) return false;
-  if (s.choice.mode == kAutoPicard) return auto_watches(s.progress.steps + 1);
+  if (s.choice.mode == kAutoPicard) return s.progress.steps + 1 >= kAutoFirstLook;
   return s.choice.mode == kAutoOnTrial && s.choice.since + 1 >= kAutoTrial;
 }
 

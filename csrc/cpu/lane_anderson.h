@@ -82,6 +82,11 @@ class LaneAnderson {
   }
 
  private:
+  // The small system of a step with several columns, from the oldest to the newest.
+  struct System {
+    LaneDoubles<T> rhs[kMaxHistory], gamma[kMaxHistory];
+  };
+
   V secant_weight(const LaneDoubles<T>& square, const LaneDoubles<T>& along) const {
     LaneDoubles<T> weight;
     for_lane_doubles<T>([&](int at) {
@@ -127,48 +132,48 @@ class LaneAnderson {
       if (used_[l] > count) count = int(used_[l]);
     });
     gram(next_, next_) = square;
-    LaneDoubles<T> rhs[kMaxHistory], gamma[kMaxHistory];  // from the oldest to the newest
-    rhs[count - 1] = along;
-    take_dots(count, rhs);
-    solve(lanes, count, rhs, gamma);
+    System system;
+    system.rhs[count - 1] = along;
+    take_dots(count, system);
+    solve(lanes, count, system);
     for (int first = 0; first < count; first += 4) {
       switch (count - first) {
         case 1:
-          subtract<1>(lanes, count, first, gamma, f);
+          subtract<1>(lanes, count, first, system, f);
           break;
         case 2:
-          subtract<2>(lanes, count, first, gamma, f);
+          subtract<2>(lanes, count, first, system, f);
           break;
         case 3:
-          subtract<3>(lanes, count, first, gamma, f);
+          subtract<3>(lanes, count, first, system, f);
           break;
         default:
-          subtract<4>(lanes, count, first, gamma, f);
+          subtract<4>(lanes, count, first, system, f);
       }
     }
   }
 
   // Of the newest column with those before it, and of these with g.
-  void take_dots(int count, LaneDoubles<T>* rhs) {
+  void take_dots(int count, System& system) {
     for (int age = 1; age < count; age += 4) {
       switch (count - age) {
         case 1:
-          dots_of<1>(age, count, rhs);
+          dots_of<1>(age, count, system);
           break;
         case 2:
-          dots_of<2>(age, count, rhs);
+          dots_of<2>(age, count, system);
           break;
         case 3:
-          dots_of<3>(age, count, rhs);
+          dots_of<3>(age, count, system);
           break;
         default:
-          dots_of<4>(age, count, rhs);
+          dots_of<4>(age, count, system);
       }
     }
   }
 
   template <int columns>
-  void dots_of(int age, int count, LaneDoubles<T>* rhs) {
+  void dots_of(int age, int count, System& system) {
     const V* column[columns];
     for (int j = 0; j < columns; ++j) column[j] = g_ + slot(age + j) * ld_;
     const V *const newest = g_ + next_ * ld_, *const g = previous_g_;
@@ -184,20 +189,20 @@ class LaneAnderson {
     });
     for (int j = 0; j < columns; ++j) {
       gram(slot(age + j), next_) = gram(next_, slot(age + j)) = lane_doubles<T>(sums[2 * j]);
-      rhs[count - 1 - age - j] = lane_doubles<T>(sums[2 * j + 1]);
+      system.rhs[count - 1 - age - j] = lane_doubles<T>(sums[2 * j + 1]);
     }
   }
 
   // small_solve for all lanes at once, for those whose columns are independent; the others, one by one, by itself.
-  void solve(LaneSet lanes, int count, const LaneDoubles<T>* rhs, LaneDoubles<T>* gamma) {
+  void solve(LaneSet lanes, int count, System& system) {
     LaneSet solved = 0;
-    for_lane_doubles<T>([&](int at) { solved |= lane_set<double>(solve_at(at, count, rhs, gamma)) << at; });
-    for_lanes(lanes & ~solved, [&](int l) { solve_one(l, count, rhs, gamma); });
+    for_lane_doubles<T>([&](int at) { solved |= lane_set<double>(solve_at(at, count, system)) << at; });
+    for_lanes(lanes & ~solved, [&](int l) { solve_one(l, count, system); });
   }
 
   // A lane with fewer columns has a system of its own and, before it, a diagonal of ones and nothing else: that adds
   // nothing but zeros.
-  IntVec<double> solve_at(int at, int count, const LaneDoubles<T>* rhs, LaneDoubles<T>* gamma) {
+  IntVec<double> solve_at(int at, int count, System& system) {
     D lower[kMaxHistory][kMaxHistory], inverse[kMaxHistory], y[kMaxHistory], scaled[kMaxHistory], weights[kMaxHistory];
     IntVec<double> valid[kMaxHistory];
     const D one = broadcast<double>(1), none{};
@@ -212,7 +217,7 @@ class LaneAnderson {
     IntVec<double> usable = (mean > none) & (mean - mean == none);
     for (int i = 0; i < count; ++i) {
       const D diagonal = valid[i] ? entry(i, i) + shift : one;
-      D pivot = diagonal, rest = valid[i] ? rhs[i].at(at) : none;
+      D pivot = diagonal, rest = valid[i] ? system.rhs[i].at(at) : none;
       for (int j = 0; j < i; ++j) {
         D sum = valid[j] ? entry(i, j) : none;
         for (int k = 0; k < j; ++k) sum -= scaled[k] * lower[j][k];
@@ -229,35 +234,35 @@ class LaneAnderson {
       D weight = y[i] * inverse[i];
       for (int k = i + 1; k < count; ++k) weight -= lower[k][i] * weights[k];
       weights[i] = valid[i] ? weight : none;
-      gamma[i].put(at, weights[i]);
+      system.gamma[i].put(at, weights[i]);
       usable &= within_cap(weights[i]);
     }
     return usable;
   }
 
-  void solve_one(int l, int count, const LaneDoubles<T>* rhs, LaneDoubles<T>* gamma) {
+  void solve_one(int l, int count, System& system) {
     const int used = int(used_[l]), first = count - used;
     double small[kMaxHistory * kMaxHistory], right[kMaxHistory], weights[kMaxHistory];
     int order[kMaxHistory];
     for (int i = 0; i < used; ++i) {
       order[i] = i;
-      right[i] = rhs[first + i][l];
+      right[i] = system.rhs[first + i][l];
       for (int j = 0; j < used; ++j) small[i * used + j] = gram(slot(used - 1 - i), slot(used - 1 - j))[l];
     }
     if (small_solve<double>(small, used, right, order, used, ridge_, kPivotFloor<T>, weights) == 0) used_[l] = 0;
-    for (int i = 0; i < used; ++i) gamma[first + i][l] = weights[i];
+    for (int i = 0; i < used; ++i) system.gamma[first + i][l] = weights[i];
   }
 
   // f -= sum_j gamma_j P_j of up to four columns from `first` on, counted from the oldest.
   template <int columns>
-  void subtract(LaneSet lanes, int count, int first, const LaneDoubles<T>* gamma, V* f) {
+  void subtract(LaneSet lanes, int count, int first, const System& system, V* f) {
     const V* column[columns];
     V weight[columns];
     IntVec<T> mask[columns];
     for (int j = 0; j < columns; ++j) {
       const int age = count - 1 - first - j;
       column[j] = p_ + slot(age) * ld_;
-      weight[j] = -narrow_lanes<T>(gamma[first + j]);
+      weight[j] = -narrow_lanes<T>(system.gamma[first + j]);
       LaneSet valid = 0;
       for_lane_doubles<T>([&](int at) { valid |= lane_set<double>(used_.at(at) > age) << at; });
       mask[j] = lane_mask<T>(lanes & valid);

@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../cpu/dispatch.h"
+#include "direct.h"
 #include "executor.h"
 #include "solve_operators.h"
 
@@ -82,6 +83,17 @@ std::tuple<Tensor, Tensor> affine_slope(Tensor a, Tensor v, std::optional<Tensor
 }
 
 }  // namespace
+
+namespace ak {
+
+void solve_directly(const AffineProblem<float>& p, const SolveOptions& o, const SolveResult<float>& r) {
+  solve_kernels<float>().affine(p, o, r, torch_executor());
+}
+void solve_directly(const AffineProblem<double>& p, const SolveOptions& o, const SolveResult<double>& r) {
+  solve_kernels<double>().affine(p, o, r, torch_executor());
+}
+
+}  // namespace ak
 
 STABLE_TORCH_LIBRARY_IMPL(attractor_kernels, CPU, m) {
   AK_IMPLEMENT_SOLVES(m, Cpu);

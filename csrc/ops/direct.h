@@ -1,0 +1,13 @@
+// The fused solve of plain memory on torch's threads, past torch's dispatcher.
+#pragma once
+
+#include "../common/problems.h"
+
+namespace ak {
+
+#pragma GCC visibility push(default)  // for the module of csrc/ops/direct.cpp, a library of its own
+void solve_directly(const AffineProblem<float>&, const SolveOptions&, const SolveResult<float>&);
+void solve_directly(const AffineProblem<double>&, const SolveOptions&, const SolveResult<double>&);
+#pragma GCC visibility pop
+
+}  // namespace ak
