@@ -37,6 +37,8 @@ def run_directly(bound: BoundCell, z0: Tensor, tail: Tail) -> tuple[Tensor, Solv
         if not _plain(leak) or leak.shape != (dim,) or leak.dtype is not z0.dtype:
             return None
         leak_at = leak.data_ptr()
+    output_stride, input_stride = weight.stride()
+    activation, pieces = bound.constants
     z = torch.empty_like(z0)
     packed = torch.empty(9 * rows, dtype=_BYTE)
     at = packed.data_ptr()
@@ -48,10 +50,12 @@ def run_directly(bound: BoundCell, z0: Tensor, tail: Tail) -> tuple[Tensor, Solv
         z0.data_ptr(),
         u.data_ptr(),
         weight.data_ptr(),
-        *weight.stride(),
+        output_stride,
+        input_stride,
         leak_at,
         0,
-        *bound.constants,
+        activation,
+        pieces,
         z.data_ptr(),
         at,
         at + 4 * rows,
@@ -70,5 +74,5 @@ def _somebody_watches() -> bool:
         torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._get_tracing_state()
-        or torch.autograd._profiler_enabled()
+        or torch._C._autograd._profiler_enabled()
     )

@@ -102,10 +102,13 @@ inline void multiply_lanes_block(const T* w, int64_t width, int64_t inputs, cons
   for (int n = 0; n < outputs; ++n) out[n] = sum[n];
 }
 
+// Outputs of a register block: sums enough to hide the latency of fma.
+constexpr int kLaneOutputs = AK_VECTOR_BYTES == 64 ? 16 : 8;
+
 // out[0 .. round_up(outputs)) = W x.
 template <class T>
 inline void multiply_lanes(const PackedMatrix<T>& w, const Vec<T>* x, Vec<T>* out) {
-  constexpr int block = AK_VECTOR_BYTES == 64 ? 16 : 8;  // sums in registers, enough to hide the latency of fma
+  constexpr int block = kLaneOutputs;
   for (int p = 0; p < w.panels(); ++p) {
     const int width = w.panel_vectors(p) * kLanes<T>;
     int n = 0;

@@ -215,17 +215,23 @@ class AffineMap {
   const RowFunction<T> rows_pass_;
 };
 
-// Whether rows are solved side by side: small states, by products that lanes can take, where a thread has the rows to
-// fill its lanes. Beyond, what all lanes spend on those few that mix several columns outweighs (benchmarks/NOTES.md).
+// Whether a state is small enough for rows to be solved side by side. Beyond, what all lanes spend on those few that
+// mix several columns outweighs; up to there, products in full are sooner done than changes in few bits, row by row
+// (benchmarks/NOTES.md).
+template <class T>
+constexpr bool fits_lanes(int64_t dim) {
+  return kLanes<T> >= 4 && dim <= (AK_VECTOR_BYTES == 64 ? 48 : 40);
+}
+
+// And whether a thread has the rows to fill its lanes. W packed for the matrix unit is not for lanes.
 template <class T>
 bool lanes_pay(const Weights<T>& weight, int64_t rows, int64_t dim, int threads) {
-  constexpr int lanes = kLanes<T>;
-  if (lanes < 4 || dim > (AK_VECTOR_BYTES == 64 ? 48 : 40) || weight.narrow != kFull) return false;
 #if AK_HAS_MATRIX_UNIT
   if (weight.split.data != nullptr) return false;
 #endif
   const int64_t share = (rows + threads - 1) / threads;
-  return 20 * share >= 13 * round_up(share, lanes);  // a step in a lane costs at most so much of one alone
+  // A step in a lane costs at most 0.65 of one alone.
+  return fits_lanes<T>(dim) && weight.narrow == kFull && 20 * share >= 13 * round_up(share, kLanes<T>);
 }
 
 // f from the product in its place, of rows side by side.
@@ -298,7 +304,7 @@ void solve(const AffineProblem<T>& problem, const SolveOptions& options, const S
   const double products = double(problem.dim) * double(problem.dim);
   const int threads = threads_for(problem.rows, products, executor.threads);
   Weights<T> weight, leak;
-  const PackRequest<T> requests[] = {{problem.weight, &weight, mixed_allowed(options)},
+  const PackRequest<T> requests[] = {{problem.weight, &weight, mixed_allowed(options) && !fits_lanes<T>(problem.dim)},
                                      {vector_view(problem.leak, problem.dim), &leak}};
   pack(requests, problem.leak != nullptr ? 2 : 1, threads, executor);
   const CellCost cost{products * weight.share(), double(problem.dim)};
@@ -318,6 +324,19 @@ TilePlan tile_plan(int64_t rows, int64_t dim, const SolveOptions& options, int t
   AffineMap<T> map(problem, weight, weight);
   const TileShape shape = tile_shape<T>(options, cost, rows, dim, map.slot_elements(), used);
   const Tile<T, AffineMap<T>> tile(map, dim, shape, options, nullptr, {}, rows);
+  if (lanes_pay(weight, rows, dim, used)) {
+    const AffineLanes<T> lanes(problem, weight, weight);
+    const LaneTile<T, const AffineLanes<T>> tile(lanes, dim, shape, options, nullptr, {}, rows);
+    return {kLanes<T>,
+            kLanes<T>,
+            kLaneOutputs,
+            int(dim),
+            used,
+            shape.short_history,
+            shape.price,
+            PackedMatrix<T>::size(dim, dim) * int64_t(sizeof(T)),
+            int64_t(tile.scratch_bytes())};
+  }
   TilePlan plan{shape.rows,
                 kMaxRows,
                 kPanelVectors * kLanes<T>,

@@ -86,10 +86,10 @@ std::tuple<Tensor, Tensor> affine_slope(Tensor a, Tensor v, std::optional<Tensor
 
 namespace ak {
 
-void solve_directly(const AffineProblem<float>& p, const SolveOptions& o, const SolveResult<float>& r) {
+void run_affine(const AffineProblem<float>& p, const SolveOptions& o, const SolveResult<float>& r) {
   solve_kernels<float>().affine(p, o, r, torch_executor());
 }
-void solve_directly(const AffineProblem<double>& p, const SolveOptions& o, const SolveResult<double>& r) {
+void run_affine(const AffineProblem<double>& p, const SolveOptions& o, const SolveResult<double>& r) {
   solve_kernels<double>().affine(p, o, r, torch_executor());
 }
 

@@ -65,7 +65,7 @@ void solve(PyObject* const* arguments) {
   if (PyErr_Occurred() != nullptr) return;
   PyThreadState* const state = PyEval_SaveThread();
   try {
-    ak::solve_directly(problem, options, result);
+    ak::run_affine(problem, options, result);
   } catch (...) {
     PyEval_RestoreThread(state);
     throw;

@@ -6,8 +6,8 @@
 namespace ak {
 
 #pragma GCC visibility push(default)  // for the module of csrc/ops/direct.cpp, a library of its own
-void solve_directly(const AffineProblem<float>&, const SolveOptions&, const SolveResult<float>&);
-void solve_directly(const AffineProblem<double>&, const SolveOptions&, const SolveResult<double>&);
+void run_affine(const AffineProblem<float>&, const SolveOptions&, const SolveResult<float>&);
+void run_affine(const AffineProblem<double>&, const SolveOptions&, const SolveResult<double>&);
 #pragma GCC visibility pop
 
 }  // namespace ak

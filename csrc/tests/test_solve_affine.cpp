@@ -99,13 +99,15 @@ int main() {
   for (int64_t dim : {1, 3, 16, 17, 33, 70, 131})
     all_solvers(AffineCase<float>(9, dim, kTanh, false, false), on_threads);
   for (int64_t dim : {1, 7, 40}) all_solvers(AffineCase<double>(5, dim, kTanh, false, false), on_threads);
-  all_solvers(AffineCase<float>(50, 21, kTanh, true, false), on_threads);  // more rows than a tile holds
+  for (int64_t dim : {21, 50}) all_solvers(AffineCase<float>(50, dim, kTanh, true, false), on_threads);  // over a tile
   for (int kind = kIdentity; kind <= kRelu2; ++kind) {
     if (kind == kRelu2) continue;  // no contraction to be had from these weights
     all_solvers(AffineCase<float>(4, 23, kind, kind % 2 == 0, false), on_threads);
+    each_solver(AffineCase<float>(4, 53, kind, kind % 2 == 0, false), on_threads);  // and in few bits
     all_solvers(AffineCase<double>(3, 11, kind, true, false), on_threads);
   }
   all_solvers(AffineCase<float>(6, 29, kIdentity, true, true), on_threads);
+  all_solvers(AffineCase<float>(6, 61, kIdentity, true, true), on_threads);
   // Changes most of which are too small for 8 bits of the largest, and more steps than rounding errors may add up over.
   AffineCase<float> spiky(5, 70, kIdentity, false, false);
   spiky.spike(3, 1e4);

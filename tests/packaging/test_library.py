@@ -19,7 +19,7 @@ SYSTEM = {"libstdc++.so.6", "libgcc_s.so.1", "libc.so.6", "libm.so.6", "libpthre
 LOADERS = {"ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
 
 
-@pytest.fixture(params=["_cpu.so", "_cuda.so", "_facts.*.so"])
+@pytest.fixture(params=["_cpu.so", "_cuda.so", "_facts.*.so", "_direct.*.so"])
 def library(request, package):
     if request.param == "_cuda.so" and (absent := _facts.build()["cuda"]["absent"]):
         pytest.skip(f"no CUDA kernels: {absent}")

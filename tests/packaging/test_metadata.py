@@ -36,6 +36,7 @@ def test_holds_the_package_and_nothing_else(distribution):
     files = {str(path) for path in distribution.files}
     assert "attractor_kernels/_cpu.so" in files
     assert "attractor_kernels/py.typed" in files
+    assert any(re.fullmatch(r"attractor_kernels/_direct\.[\w-]+\.so", name) for name in files)
     assert any(re.fullmatch(r"attractor_kernels/_facts\.[\w-]+\.so", name) for name in files)
     assert any(name.endswith("licenses/LICENSE") for name in files)
     strange = [
