@@ -64,7 +64,7 @@ class SolveInfo:
     @classmethod
     def of_packed(cls, packed: Tensor, backend: str) -> SolveInfo:
         """The info whose steps, residual and status lie one after the other in uint8 [9 P], as a small solve writes
-        them: tensors of their own would cost more than the solve, and are made when asked for.
+        them: tensors of their own would cost more than the solve, and are made whenever they are asked for.
         """
         info = cls.__new__(cls)
         info._packed = packed
@@ -72,13 +72,15 @@ class SolveInfo:
         info.backend = backend
         return info
 
-    def _unpacked(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _part(self, index: int) -> Tensor:
         packed = self._packed
-        if packed is not None:
-            steps, residual, status = packed.split([n * (packed.numel() // 9) for n in (4, 4, 1)])
-            self._parts = (steps.view(torch.int32), residual.view(torch.float32), status)
-            self._packed = None
-        return self._parts
+        if packed is None:
+            return self._parts[index]
+        # Not kept: a view belongs to the modes of torch in which it was made.
+        count = packed.numel() // 9
+        if index == 0:
+            return packed[: 4 * count].view(torch.int32)
+        return packed[4 * count : 8 * count].view(torch.float32) if index == 1 else packed[8 * count :]
 
     def like(self, steps: Tensor, residual: Tensor, status: Tensor) -> SolveInfo:
         """The info of another solve of the same batch on the same backend."""
@@ -89,15 +91,15 @@ class SolveInfo:
 
     @property
     def steps(self) -> Tensor:
-        return self._shaped(self._unpacked()[0])
+        return self._shaped(self._part(0))
 
     @property
     def residual(self) -> Tensor:
-        return self._shaped(self._unpacked()[1])
+        return self._shaped(self._part(1))
 
     @property
     def status(self) -> Tensor:
-        return self._shaped(self._unpacked()[2])
+        return self._shaped(self._part(2))
 
     @property
     def converged(self) -> Tensor:
@@ -119,7 +121,7 @@ class SolveInfo:
             self.adjoint._raise_if_failed("adjoint problems")
 
     def _raise_if_failed(self, what: str) -> None:
-        _, residual, status = (part.reshape(-1) for part in self._unpacked())
+        residual, status = self._part(1).reshape(-1), self._part(2).reshape(-1)
         failed = status != 0
         count = int(failed.sum())
         if count == 0:

@@ -27,6 +27,9 @@ __all__ = [
 # The fused kernels keep their small system on the stack (csrc/common/small_solve.h, kMaxHistory).
 MAX_ANDERSON_HISTORY = 32
 
+# The kernels count steps in 32 bits.
+MAX_STEPS = 2**31 - 1
+
 
 def check_int(name: str, value: Any, *, low: int | None = None, high: int | None = None) -> int:
     """`value` as an int in [low, high], or an error that names the argument."""
@@ -36,6 +39,11 @@ def check_int(name: str, value: Any, *, low: int | None = None, high: int | None
     if (low is not None and number < low) or (high is not None and number > high):
         raise ValueError(f"{name} must be {_range(low, high)}, got {number}")
     return number
+
+
+def check_max_steps(name: str, value: Any) -> int:
+    """`value` as a number of steps that the kernels can count."""
+    return check_int(name, check_int(name, value, low=1), high=MAX_STEPS)
 
 
 def check_float(name: str, value: Any, *, positive: bool = False) -> float:
@@ -219,7 +227,7 @@ class Implicit(Gradient):
         if self.rtol is not None:
             self._set_float("rtol")
         if self.max_steps is not None:
-            self._set_int("max_steps", low=1)
+            object.__setattr__(self, "max_steps", check_max_steps(self._where("max_steps"), self.max_steps))
         if self.solver is not None:
             check_solver(self._where("solver"), self.solver, "or None")
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..options import Anderson, Auto, Picard, Solver, check_bool, check_float, check_int
+from ..options import Anderson, Auto, Picard, Solver, check_bool, check_float, check_int, check_max_steps
 
 # How a solve is run, at the end of every solving operator's arguments. solver: 0 Picard, 1 Anderson, 2 Auto.
 TAIL = (
@@ -52,7 +52,7 @@ def make_tail(
     """The checked solver arguments of an operator."""
     if not isinstance(solver, (Picard, Anderson, Auto)):
         raise TypeError(f"solver must be an Auto, Anderson or Picard, got {solver!r}")
-    max_steps = check_int("max_steps", max_steps, low=1)
+    max_steps = check_max_steps("max_steps", max_steps)
     return Tail(
         solver.code,
         getattr(solver, "history", 1),

@@ -22,6 +22,7 @@ from ..options import (
     check_float,
     check_gradient,
     check_int,
+    check_max_steps,
     check_solver,
 )
 
@@ -81,7 +82,7 @@ def make_spec(
     backend: Any,
 ) -> Spec:
     """Checks every option. `precision=None` follows torch.get_float32_matmul_precision() at the time of the call."""
-    max_steps = check_int("max_steps", max_steps, low=1)
+    max_steps = check_max_steps("max_steps", max_steps)
     batch_ndim = check_int("batch_ndim", batch_ndim, low=0)
     if mixing_ndim is not None:
         mixing_ndim = check_int("mixing_ndim", mixing_ndim, low=0)

@@ -47,10 +47,11 @@ inline void affine_row(const AffineRows<T>& all, const T* product, const Evaluat
     const Vec<T> a = load(product + i) + load(u + i);
     Vec<T> f;
     if constexpr (kind == kPartialRelu) {
-      f = i >= first_relu ? Math::relu(a) : a;
+      const Vec<T> rectified = Math::relu(a);
+      f = i >= first_relu ? rectified : a;
       if (i < first_relu && i + lanes > first_relu)
         for (int l = 0; l < lanes; ++l)
-          if (i + l >= first_relu) f[l] = a[l] > T(0) || a[l] != a[l] ? a[l] : T(0);
+          if (i + l >= first_relu) f[l] = rectified[l];
     } else {
       f = Math::template apply<kind>(a);
     }
@@ -220,7 +221,7 @@ class AffineMap {
 // (benchmarks/NOTES.md).
 template <class T>
 constexpr bool fits_lanes(int64_t dim) {
-  return kLanes<T> >= 4 && dim <= (AK_VECTOR_BYTES == 64 ? 48 : 40);
+  return kLanes<T> >= 4 && dim >= 1 && dim <= (AK_VECTOR_BYTES == 64 ? 48 : 40);
 }
 
 // And whether a thread has the rows to fill its lanes. W packed for the matrix unit is not for lanes.

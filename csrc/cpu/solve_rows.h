@@ -49,7 +49,8 @@ template <class T>
 inline TileShape tile_shape(const SolveOptions& options, const CellCost& cost, int64_t rows, int64_t dim,
                             int64_t constants, int threads) {
   TileShape shape;
-  shape.history = options.solver == kPicard ? 0 : int(options.history < dim ? options.history : dim);
+  const int64_t most = dim > 1 ? dim : 1;
+  shape.history = options.solver == kPicard ? 0 : int(options.history < most ? options.history : most);
   shape.short_history = options.solver == kAuto ? short_history<T>(cost, dim, shape.history) : shape.history;
   shape.price = anderson_price<T>(cost, dim, shape.short_history);
   // Enough rows to pay for streaming the weights; few enough that their state stays in the second-level cache.

@@ -73,6 +73,25 @@ void alike_alone_by_all_rules(const AffineCase<T>& c) {
     }
 }
 
+// Products that underflow to -0 keep or lose their sign alike.
+template <class T>
+void tiny_negatives() {
+  constexpr int64_t rows = 20, dim = 5;
+  constexpr double tiny = sizeof(T) == 4 ? 1e-30 : 1e-200;
+  Block<T> z0(rows * dim, [](int64_t) { return tiny; }), u(rows * dim, [](int64_t) { return -0.0; });
+  Block<T> weight(dim * dim, [](int64_t) { return -tiny; });
+  SolveOptions options = options_for(kPicard, 1, 1e-5);
+  options.min_steps = options.max_steps = 2;
+  const auto problem = [&](int64_t count) {
+    return AffineProblem<T>{count,   dim,     z0.get(),     u.get(), {weight.get(), dim, dim, dim, 1},
+                            nullptr, nullptr, kPartialRelu, 2};
+  };
+  Solved<T> all(rows, dim), one(1, dim);
+  AK_ISA::solve_affine(problem(rows), options, all.pointers(), kOneThread);
+  AK_ISA::solve_affine(problem(1), options, one.pointers(), kOneThread);
+  CHECK(std::memcmp(one.z.get(), all.z.get(), dim * sizeof(T)) == 0, "zeros of another sign");
+}
+
 template <class T>
 void rows_side_by_side() {
   constexpr int64_t rows = 37;  // lanes are filled, refilled and left empty
@@ -87,6 +106,8 @@ void rows_side_by_side() {
       c.start_at_zero(21);
       alike_alone_by_all_rules(c);
     }
+  alike_alone_by_all_rules(AffineCase<T>(rows, 0, kTanh, false, false));
+  tiny_negatives<T>();
   for (int status : {kConverged, kMaxSteps, kDiverged, kNonfinite, kStagnated})
     CHECK(endings[status] > 10, "only %d rows ended with status %d", endings[status], status);
 }

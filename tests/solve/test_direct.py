@@ -107,6 +107,20 @@ def test_info_survives_copies() -> None:
         assert repr(twin) == repr(info) == "SolveInfo(batch=(3,), backend='cpu')"
 
 
+def test_info_read_in_a_mode_is_whole_afterwards() -> None:
+    bound = bound_cell(3, 8)
+    with torch.no_grad():
+        _, info = ak.fixed_point(bound, torch.zeros(3, 8))
+    expected = info.residual.tolist()
+    with torch.inference_mode():
+        assert info.residual.tolist() == expected
+    torch.func.grad(lambda x: (x * info.residual).sum())(torch.ones(3))
+    factor = torch.ones(3, requires_grad=True)
+    (factor * info.residual).sum().backward()
+    assert factor.grad is not None and factor.grad.tolist() == expected
+    assert type(info.residual) is Tensor and pickle.loads(pickle.dumps(info)).residual.tolist() == expected
+
+
 class _SeesOperators(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -157,6 +171,13 @@ UNUSUAL: dict[str, Callable[[BoundCell, Tensor], tuple[BoundCell, Tensor]]] = {
     "half precision": lambda b, z: (bound_cell(2, 8, torch.bfloat16), z.bfloat16()),
     "a weight of another shape": lambda b, z: (_replace(b, weight=torch.zeros(8, 9)), z),
     "a weight of another dtype": lambda b, z: (_replace(b, weight=torch.zeros(8, 8, dtype=torch.float64)), z),
+    "an input of another size": lambda b, z: (_replace(b, u=torch.zeros(2, 5)), z),
+    "a negated view": lambda b, z: (_replace(b, weight=torch.zeros(8, 8, dtype=torch.complex64).conj().imag), z),
+    "a negated start": lambda b, z: (b, torch.ones(2, 8, dtype=torch.complex64).conj().imag),
+    "zeros by name": lambda b, z: (_replace(b, u=torch._efficientzerotensor(2, 8)), z),
+    "a sparse weight": lambda b, z: (_replace(b, weight=b.held[1].detach().to_sparse()), z),
+    "a start for MKL-DNN": lambda b, z: (b, z.to_mkldnn()),
+    "a functional tensor": lambda b, z: (b, torch._to_functional_tensor(z)),
     "a leak of another shape": lambda b, z: (_replace(b, leak=torch.zeros(9)), z),
 }
 

@@ -32,6 +32,7 @@ def test_arguments_are_by_keyword_and_known():
         ({"rtol": "1e-3"}, TypeError, "rtol must be a float, got '1e-3' of type str"),
         ({"atol": -1}, ValueError, "atol must be at least 0, got -1"),
         ({"max_steps": 0}, ValueError, "max_steps must be at least 1, got 0"),
+        ({"max_steps": 2**31}, ValueError, "max_steps must be at most 2147483647, got 2147483648"),
         ({"max_steps": 2.5}, TypeError, "max_steps must be an int, got 2.5 of type float"),
         ({"min_steps": 51}, ValueError, "min_steps must be between 0 and 50, got 51"),
         ({"min_steps": -1}, ValueError, "min_steps must be between 0 and 50, got -1"),
