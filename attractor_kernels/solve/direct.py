@@ -91,7 +91,10 @@ def _lies_plain(t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
 
 
 def _somebody_watches() -> bool:
-    """Whether modes of torch, a profiler or a tracer are to see every operator that is called."""
+    """Whether modes of torch, a profiler or a tracer are to see every operator that is called.
+
+    An ExecutionTraceObserver without a profiler cannot be told from none.
+    """
     return bool(
         torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
