@@ -40,19 +40,18 @@ def run_directly(bound: BoundCell, z0: Tensor, tail: Tail) -> tuple[Tensor, Solv
     dtype = z0.dtype
     double = _DOUBLE.get(dtype)
     u, weight, leak, scale = bound.held
-    if double is None or scale is not None:
+    if double is None or not (_is_ordinary(z0) and z0.is_contiguous()):
         return None
     rows, dim = shape = z0.shape
-    if not (_lies_plain(z0, shape, dtype) and _lies_plain(u, shape, dtype) and _is_plain(weight, (dim, dim), dtype)):
+    if not (_lies_plain(u, shape, dtype) and _fits(weight, (dim, dim), dtype)):
         return None
-    leak_at = 0
-    if leak is not None:
-        if not _lies_plain(leak, (dim,), dtype):
-            return None
-        leak_at = leak.data_ptr()
+    if not (leak is None or _lies_plain(leak, (dim,), dtype)) or not (
+        scale is None or _lies_plain(scale, shape, dtype)
+    ):
+        return None
     output_stride, input_stride = weight.stride()
     activation, pieces = bound.constants
-    z = torch.empty(shape, dtype=dtype)
+    z = torch.empty_like(z0, memory_format=torch.contiguous_format)  # half the price of torch.empty(shape, ...)
     packed = torch.empty(9 * rows, dtype=_BYTE)
     at = packed.data_ptr()
     _direct.solve_affine(
@@ -65,8 +64,8 @@ def run_directly(bound: BoundCell, z0: Tensor, tail: Tail) -> tuple[Tensor, Solv
         weight.data_ptr(),
         output_stride,
         input_stride,
-        leak_at,
-        0,
+        0 if leak is None else leak.data_ptr(),
+        0 if scale is None else scale.data_ptr(),
         activation,
         pieces,
         z.data_ptr(),
@@ -77,17 +76,16 @@ def run_directly(bound: BoundCell, z0: Tensor, tail: Tail) -> tuple[Tensor, Solv
     return z, SolveInfo.of_packed(packed, "cpu")
 
 
-def _is_plain(t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    return (
-        type(t) in _KINDS
-        and t.dtype is dtype
-        and t.shape == shape
-        and torch._C._dispatch_keys(t).raw_repr() in _ORDINARY_KEYS
-    )
+def _is_ordinary(t: Tensor) -> bool:
+    return type(t) in _KINDS and torch._C._dispatch_keys(t).raw_repr() in _ORDINARY_KEYS
+
+
+def _fits(t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    return t.dtype is dtype and t.shape == shape and _is_ordinary(t)
 
 
 def _lies_plain(t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    return _is_plain(t, shape, dtype) and t.is_contiguous()
+    return _fits(t, shape, dtype) and t.is_contiguous()
 
 
 def _somebody_watches() -> bool:

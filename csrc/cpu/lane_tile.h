@@ -6,7 +6,7 @@
 // and the x before, and the best so far in a fourth, where it is copied once it is neither.
 //
 // A Map is a cell's fused evaluation:
-//   int64_t lane_vectors()                              constants of a row, in vectors of all lanes
+//   int64_t slot_elements()                             constants of a row; a vector of all lanes for each
 //   void load(Vec<T>* constants, int lane, int64_t row)
 //   void evaluate(LaneEvaluation<T>&)                   f of all lanes
 #pragma once
@@ -76,7 +76,7 @@ class LaneTile {
         anderson_(shape.history, dim, ld_, options.damping, options.ridge) {}
 
   size_t scratch_bytes() const {
-    const int64_t vectors = kBuffers * ld_ + map_.lane_vectors() + anderson_.vectors();
+    const int64_t vectors = kBuffers * ld_ + map_.slot_elements() + anderson_.vectors();
     return size_t(vectors) * sizeof(V) + size_t(anderson_.gram_elements()) * sizeof(LaneDoubles<T>);
   }
 
@@ -105,8 +105,8 @@ class LaneTile {
       memory += ld_;
     }
     constants_ = memory;
-    std::memset(static_cast<void*>(memory), 0, size_t(map_.lane_vectors()) * sizeof(V));
-    memory += map_.lane_vectors();
+    std::memset(static_cast<void*>(memory), 0, size_t(map_.slot_elements()) * sizeof(V));
+    memory += map_.slot_elements();
     anderson_.place(memory, gram);
   }
 
@@ -114,9 +114,8 @@ class LaneTile {
   void refill(LaneSet lanes, std::atomic<int64_t>& queue) {
     active_ &= ~lanes;
     for_lanes(lanes, [&](int l) {
-      if (queue.load(std::memory_order_relaxed) >= rows_) return;
-      const int64_t row = queue.fetch_add(1, std::memory_order_relaxed);
-      if (row >= rows_) return;
+      const int64_t row = next_row(queue, rows_);
+      if (row < 0) return;
       const LaneSet bit = LaneSet(1) << l;
       const T* const z0 = z0_ + row * dim_;
       bool zero = true;
@@ -227,11 +226,9 @@ class LaneTile {
   // Writes out a row that is done.
   void end(int l, double r2, double f2) {
     const Status status = status_[l];
-    const bool failed = status == kDiverged || status == kNonfinite;
-    const bool use_best = (failed || options_.keep_best) && best_f2_[l] >= 0;
     const V* from = x_;
     int64_t steps = steps_[l];
-    if (use_best) {
+    if (returns_best(status, options_) && best_f2_[l] >= 0) {
       steps = best_step_[l];
       if (steps < steps_[l]) from = steps == steps_[l] - 1 ? before_ : best_;
       r2 = best_r2_[l];
@@ -239,9 +236,7 @@ class LaneTile {
     }
     const int64_t row = row_[l];
     for (int64_t i = 0; i < dim_; ++i) result_.z[row * dim_ + i] = from[i][l];
-    result_.steps[row] = int32_t(steps);
-    result_.residual[row] = float(relative_residual(r2, f2));
-    result_.status[row] = status;
+    put_ending(result_, row, status, steps, r2, f2);
   }
 
   // The lanes whose next step is Anderson's, and with how many columns.

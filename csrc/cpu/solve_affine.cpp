@@ -269,7 +269,7 @@ class AffineLanes {
         pass_(by_activation(problem,
                             []<int kind, bool scaled>() -> Function { return affine_lanes<T, kind, scaled>; })) {}
 
-  int64_t lane_vectors() const { return all_.dim * (problem_.scale != nullptr ? 2 : 1); }
+  int64_t slot_elements() const { return all_.dim * (problem_.scale != nullptr ? 2 : 1); }
 
   void load(Vec<T>* constants, int lane, int64_t row) const {
     const int64_t dim = all_.dim;
@@ -310,8 +310,8 @@ void solve(const AffineProblem<T>& problem, const SolveOptions& options, const S
   pack(requests, problem.leak != nullptr ? 2 : 1, threads, executor);
   const CellCost cost{products * weight.share(), double(problem.dim)};
   if (lanes_pay<T>(weight, problem.rows, problem.dim, threads))
-    return solve_lanes<T>(problem.rows, problem.dim, cost, options, problem.z0, result, threads, executor,
-                          [&] { return AffineLanes<T>(problem, weight, leak); });
+    return solve_rows<T, LaneTile>(problem.rows, problem.dim, cost, options, problem.z0, result, threads, executor,
+                                   [&] { return AffineLanes<T>(problem, weight, leak); });
   solve_rows<T>(problem.rows, problem.dim, cost, options, problem.z0, result, threads, executor,
                 [&] { return AffineMap<T>(problem, weight, leak); });
 }

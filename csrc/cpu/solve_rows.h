@@ -74,42 +74,22 @@ inline int threads_for(int64_t rows, double products_per_row, int available) {
   return threads < 1 ? 1 : threads;
 }
 
-// make_tile(solve): solve(tile) with a tile for one thread.
-template <class MakeTile>
-inline void solve_tiles(int threads, const Executor& executor, const MakeTile& make_tile) {
+// make_map(): a Map for one thread, as TileOf takes it.
+template <class T, template <class, class> class TileOf = Tile, class MakeMap>
+inline void solve_rows(int64_t rows, int64_t dim, const CellCost& cost, const SolveOptions& options, const T* z0,
+                       const SolveResult<T>& result, int threads, const Executor& executor, const MakeMap& make_map) {
   std::atomic<int64_t> queue{0};
   auto body = [&](int) {
     const UnitLease lease;
-    make_tile([&](auto& tile) { tile.solve(queue, tile_scratch().get(tile.scratch_bytes())); });
+    auto map = make_map();
+    const TileShape shape = tile_shape<T>(options, cost, rows, dim, map.slot_elements(), threads);
+    TileOf<T, decltype(map)> tile(map, dim, shape, options, z0, result, rows);
+    tile.solve(queue, tile_scratch().get(tile.scratch_bytes()));
     tile_scratch().release_if_large();
     product_scratch().release_if_large();
   };
   run_tasks(executor, threads, body);
   packed_scratch().release_if_large();
-}
-
-// make_map(): a Map for one thread.
-template <class T, class MakeMap>
-inline void solve_rows(int64_t rows, int64_t dim, const CellCost& cost, const SolveOptions& options, const T* z0,
-                       const SolveResult<T>& result, int threads, const Executor& executor, const MakeMap& make_map) {
-  solve_tiles(threads, executor, [&](const auto& solve) {
-    auto map = make_map();
-    const TileShape shape = tile_shape<T>(options, cost, rows, dim, map.slot_elements(), threads);
-    Tile<T, decltype(map)> tile(map, dim, shape, options, z0, result, rows);
-    solve(tile);
-  });
-}
-
-// The same with rows side by side.
-template <class T, class MakeMap>
-inline void solve_lanes(int64_t rows, int64_t dim, const CellCost& cost, const SolveOptions& options, const T* z0,
-                        const SolveResult<T>& result, int threads, const Executor& executor, const MakeMap& make_map) {
-  solve_tiles(threads, executor, [&](const auto& solve) {
-    auto map = make_map();
-    const TileShape shape = tile_shape<T>(options, cost, rows, dim, 0, threads);
-    LaneTile<T, decltype(map)> tile(map, dim, shape, options, z0, result, rows);
-    solve(tile);
-  });
 }
 
 // The float32 and float64 entry points of one cell, over the template solve<T> of its file.

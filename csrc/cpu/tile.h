@@ -68,6 +68,26 @@ inline StopRule<double> stop_rule(const SolveOptions& options) {
   return {options.rtol, options.atol, sizeof(T) == 8 ? 0x1p-52 : 0x1p-23, options.max_steps, options.min_steps};
 }
 
+// The next waiting row; -1: there is none.
+inline int64_t next_row(std::atomic<int64_t>& queue, int64_t rows) {
+  if (queue.load(std::memory_order_relaxed) >= rows) return -1;
+  const int64_t row = queue.fetch_add(1, std::memory_order_relaxed);
+  return row < rows ? row : -1;
+}
+
+// Whether a row that ends with this status returns its best iterate, where it has one.
+inline bool returns_best(Status status, const SolveOptions& options) {
+  return status == kDiverged || status == kNonfinite || options.keep_best;
+}
+
+// Writes out all of a row that is done but its state.
+template <class T>
+inline void put_ending(const SolveResult<T>& result, int64_t row, Status status, int64_t steps, double r2, double f2) {
+  result.steps[row] = int32_t(steps);
+  result.residual[row] = float(relative_residual(r2, f2));
+  result.status[row] = status;
+}
+
 template <class T, class Map>
 class Tile {
  public:
@@ -144,9 +164,8 @@ class Tile {
   }
 
   bool refill(Slot<T>& slot, std::atomic<int64_t>& queue) {
-    if (queue.load(std::memory_order_relaxed) >= rows_) return false;
-    const int64_t row = queue.fetch_add(1, std::memory_order_relaxed);
-    if (row >= rows_) return false;
+    const int64_t row = next_row(queue, rows_);
+    if (row < 0) return false;
     slot.row = row;
     slot.current = 0;
     slot.target = 1;
@@ -279,9 +298,8 @@ class Tile {
   // The row ends with this status, unless its best iterate is the result and has yet to be measured in full.
   bool end(Slot<T>& slot, Status status, const Evaluation<T>& e) {
     const Progress<double>& p = slot.progress;
-    const bool failed = status == kDiverged || status == kNonfinite;
-    const bool use_best = (failed || options_.keep_best) && slot.best >= 0;
-    if (!use_best) return end_at(slot, status, slot.current, p.steps, e.r2, e.f2);
+    if (!returns_best(status, options_) || slot.best < 0)
+      return end_at(slot, status, slot.current, p.steps, e.r2, e.f2);
     if (slot.precision.best_full) return end_at(slot, status, slot.best, p.best_step, p.best_r2, p.best_f2);
     slot.precision.ending = status;
     slot.current = slot.best;
@@ -291,11 +309,8 @@ class Tile {
   }
 
   bool end_at(const Slot<T>& slot, Status status, int buffer, int steps, double r2, double f2) {
-    const int64_t row = slot.row;
-    std::memcpy(result_.z + row * dim_, slot.x[buffer], size_t(dim_) * sizeof(T));
-    result_.steps[row] = steps;
-    result_.residual[row] = float(relative_residual(r2, f2));
-    result_.status[row] = status;
+    std::memcpy(result_.z + slot.row * dim_, slot.x[buffer], size_t(dim_) * sizeof(T));
+    put_ending(result_, slot.row, status, steps, r2, f2);
     return false;
   }
 

@@ -85,6 +85,21 @@ def test_weights_of_any_strides() -> None:
     assert all(map(torch.equal, one, two))
 
 
+def test_strides_of_the_result() -> None:
+    bound, spec = bound_cell(1, 8), spec_of()
+    z0 = torch.zeros(3, 9, 8)[:1, 0]  # contiguous, with strides 72 and 1
+    got = direct_result(bound, z0, spec)
+    assert got is not None and got[0].stride() == by_operator(bound, z0, spec)[0].stride()
+
+
+def test_a_scale() -> None:
+    bound = _replace(bound_cell(5, 24), scale=torch.rand(5, 24))
+    z0, spec = torch.zeros(5, 24), spec_of()
+    got = direct_result(bound, z0, spec)
+    assert got is not None
+    assert all(map(torch.equal, got, by_operator(bound, z0, spec)))
+
+
 def test_the_front_door_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     solve = _direct.solve_affine
@@ -178,6 +193,7 @@ UNUSUAL: dict[str, Callable[[BoundCell, Tensor], tuple[BoundCell, Tensor]]] = {
     "a sparse weight": lambda b, z: (_replace(b, weight=b.held[1].detach().to_sparse()), z),
     "a start for MKL-DNN": lambda b, z: (b, z.to_mkldnn()),
     "a functional tensor": lambda b, z: (b, torch._to_functional_tensor(z)),
+    "a scale of another shape": lambda b, z: (_replace(b, scale=torch.ones(2, 9)), z),
     "a leak of another shape": lambda b, z: (_replace(b, leak=torch.zeros(9)), z),
 }
 
