@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../common/small_solve.h"
+#include "narrow.h"
 #include "simd.h"
 
 namespace ak::AK_ISA {
@@ -40,9 +41,6 @@ struct AndersonRow {
   }
 };
 
-template <class T>
-constexpr T kUnknown = T(-1);  // a distance that is not known
-
 constexpr double kRestartFactor2 = 100;  // |g|^2 this far above its lowest: the history misleads
 
 template <class T>
@@ -69,23 +67,37 @@ inline void dots(int64_t ld, const T* const* column, const T* dg, const T* g, Do
   for (int j = 0; j < columns; ++j) out[j] = {double(sum_lanes<T>(a[j])), double(sum_lanes<T>(b[j]))};
 }
 
-// The largest entry, in size, of vectors less those at `from`; of nothing where that is null.
+// Where the next iterate is measured from, or null, and whether its square is asked for too.
+template <class T>
+struct Whence {
+  const T* x;
+  bool square;
+};
+
+// Measures vectors less those at `from`.
 template <class T>
 class Distance {
  public:
-  explicit Distance(const T* from) : from_(from) {}
+  explicit Distance(const Whence<T>& from) : from_(from) {}
   void add(int64_t i, Vec<T> x) {
-    if (from_ != nullptr) most_ = VecOps<T>::max(most_, VecOps<T>::abs(x - load(from_ + i)));
+    if (from_.x == nullptr) return;
+    const Vec<T> d = x - load(from_.x + i);
+    most_ = VecOps<T>::max(most_, VecOps<T>::abs(d));
+    if (from_.square) square_ = fma<T>(d, d, square_);
   }
-  T largest() const { return from_ != nullptr ? largest_lane<T>(most_) : kUnknown<T>; }
+  Travel<T> travel() const {
+    if (from_.x == nullptr) return {};
+    return {largest_lane<T>(most_), from_.square ? double(sum_lanes<T>(square_)) : -1};
+  }
 
  private:
-  const T* from_;
-  Vec<T> most_{};
+  const Whence<T> from_;
+  Vec<T> most_{}, square_{};
 };
 
 template <class T, int columns>
-inline T subtract_columns(int64_t ld, const T* const* column, const double* weight, const T* from, T* x) {
+inline Travel<T> subtract_columns(int64_t ld, const T* const* column, const double* weight, const Whence<T>& from,
+                                  T* x) {
   Vec<T> w[columns];
   for (int j = 0; j < columns; ++j) w[j] = broadcast<T>(T(-weight[j]));
   Distance<T> distance(from);
@@ -96,7 +108,7 @@ inline T subtract_columns(int64_t ld, const T* const* column, const double* weig
     distance.add(i, sum);
     store(x + i, sum);
   }
-  return distance.largest();
+  return distance.travel();
 }
 
 // |dG|^2 and <dG, g> of the newest column.
@@ -119,8 +131,8 @@ SecantSums secant_sums(const AndersonRow<T>& row, int64_t ld, const T* x, const 
 // anderson_advance for a limit of 1 once primed: gamma = <dG, g> / |dG|^2 in closed form, nothing stored but the
 // last g and h.
 template <class T>
-T secant_advance(AndersonRow<T>& row, int64_t ld, T damping, double ridge, const SecantSums& sums, const T* from,
-                 const T* x, T* f) {
+Travel<T> secant_advance(AndersonRow<T>& row, int64_t ld, T damping, double ridge, const SecantSums& sums,
+                         const Whence<T>& from, const T* x, T* f) {
   const Vec<T> beta = broadcast<T>(damping);
   const double diagonal = sums.square * (1 + ridge);
   double gamma = sums.along / diagonal;
@@ -139,7 +151,7 @@ T secant_advance(AndersonRow<T>& row, int64_t ld, T damping, double ridge, const
     distance.add(i, next);
     store(f + i, next);
   }
-  return distance.largest();
+  return distance.travel();
 }
 
 // h and g of a step are kept, h goes to `f`; nothing else is done with them.
@@ -216,8 +228,9 @@ void take_dots(AndersonRow<T>& row, int64_t ld, int history, const int* order, i
 
 // f -= sum_j gamma_j P_j
 template <class T>
-T subtract_all(const AndersonRow<T>& row, int64_t ld, const int* order, const double* gamma, const T* from, T* f) {
-  T largest = kUnknown<T>;
+Travel<T> subtract_all(const AndersonRow<T>& row, int64_t ld, const int* order, const double* gamma,
+                       const Whence<T>& from, T* f) {
+  Travel<T> travel;
   for (int first = 0; first < row.used; first += 4) {
     const int count = row.used - first < 4 ? row.used - first : 4;
     const T* column[4];
@@ -226,31 +239,31 @@ T subtract_all(const AndersonRow<T>& row, int64_t ld, const int* order, const do
       column[j] = row.p + order[first + j] * ld;
       weight[j] = gamma[order[first + j]];
     }
-    const T* const wanted = first + count == row.used ? from : nullptr;
+    const Whence<T> wanted = first + count == row.used ? from : Whence<T>{};
     switch (count) {
       case 1:
-        largest = subtract_columns<T, 1>(ld, column, weight, wanted, f);
+        travel = subtract_columns<T, 1>(ld, column, weight, wanted, f);
         break;
       case 2:
-        largest = subtract_columns<T, 2>(ld, column, weight, wanted, f);
+        travel = subtract_columns<T, 2>(ld, column, weight, wanted, f);
         break;
       case 3:
-        largest = subtract_columns<T, 3>(ld, column, weight, wanted, f);
+        travel = subtract_columns<T, 3>(ld, column, weight, wanted, f);
         break;
       default:
-        largest = subtract_columns<T, 4>(ld, column, weight, wanted, f);
+        travel = subtract_columns<T, 4>(ld, column, weight, wanted, f);
     }
   }
-  return largest;
+  return travel;
 }
 
 // In: iterate x and f(x) in `f`. Out: the next iterate in `f`. ld covers the row in whole vectors, padding zero.
 // history: columns there is memory for. sums: those of a secant step, or null where they are to be made. jumped: the
-// map is not quite the one of the step before, so that the difference of the two says nothing. Returns the largest
-// entry of the next iterate less `from` (or null), in size, or kUnknown.
+// map is not quite the one of the step before, so that the difference of the two says nothing. Returns how far the
+// next iterate is from `from`, as far as that is known.
 template <class T>
-T anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, double ridge, double r2,
-                   const SecantSums* sums, const T* from, const T* x, T* f, bool jumped) {
+Travel<T> anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, double ridge, double r2,
+                           const SecantSums* sums, const Whence<T>& from, const T* x, T* f, bool jumped) {
   const bool restart = row.level >= 0 && r2 > kRestartFactor2 * row.level;
   if (restart) row.clear();
   if (row.level < 0 || r2 < row.level) row.level = r2;
@@ -258,7 +271,7 @@ T anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, doub
   if (!row.primed || (jumped && (row.limit == 1 || row.used == 0))) {
     plain_advance(row, ld, damping, x, f);
     row.primed = true;
-    return kUnknown<T>;
+    return {};
   }
 
   if (row.limit == 1)
@@ -279,7 +292,7 @@ T anderson_advance(AndersonRow<T>& row, int64_t ld, int history, T damping, doub
   const int solved = small_solve<double>(row.gram, history, rhs, order, row.used, ridge, kPivotFloor<T>, gamma);
   if (solved == 0) {
     row.used = row.next = 0;
-    return kUnknown<T>;
+    return {};
   }
   return subtract_all(row, ld, order, gamma, from, f);
 }

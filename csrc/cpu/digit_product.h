@@ -106,27 +106,46 @@ inline Packed pack_digits(const Matrix<float>& w, const DigitMatrix& to, int ind
 // What rounding to one digit leaves of a change, squared and relative to it, that needs a second.
 constexpr double kCoarse2 = 4e-4;
 
-// The changes of a tile's rows as one digit each, in the calling thread's scratch, and the products they go to.
+constexpr int kUnitGroups = 4;  // of rows of digits in one go through W
+
+// A change on its way into a row's product, from what that stands for to x.
+struct DigitChange {
+  const float* x;
+  const float* before;  // what the product stands for; null: nothing yet, it is zero
+  float* after;         // where what it will stand for goes; may be x or `before`
+  float largest;        // entry of the change, in size
+  int digits;           // 1 to kDigits
+  float* product;
+};
+
+// The changes of some of a tile's rows, in the calling thread's scratch: a row of 8-bit digits for each digit.
 class DigitRows {
  public:
-  DigitRows(int n, const DigitMatrix& w)
-      : n_(n), groups_((n + kUnitRows - 1) / kUnitRows), steps_(w.steps()), diagonal_(w.diagonal) {
-    left_ = static_cast<int8_t*>(product_scratch().get(size_t(groups_ * steps_ * DigitMatrix::kRegister)));
+  explicit DigitRows(const DigitMatrix& w) : steps_(w.steps()), inputs_(w.inputs), diagonal_(w.diagonal) {
+    left_ = static_cast<int8_t*>(product_scratch().get(size_t(kUnitGroups * steps_ * DigitMatrix::kRegister)));
   }
 
-  int count() const { return n_; }
-  int groups() const { return groups_; }
+  int count() const { return count_; }
+  int taken() const { return taken_; }
+  int groups() const { return (taken_ + kUnitRows - 1) / kUnitRows; }
   int64_t steps() const { return steps_; }
-  int8_t* left(int group) const { return left_ + group * steps_ * DigitMatrix::kRegister; }
-  float unit(int i) const { return unit_[i]; }
-  float* product(int i) const { return product_[i]; }
+  const int8_t* left(int group) const { return left_ + group * steps_ * DigitMatrix::kRegister; }
+
+  struct Row {
+    float* product;
+    float unit;         // of its first digit; of each other one 1 / kDigitBase of the one before
+    int first, digits;  // rows of digits
+  };
+  const Row& operator[](int i) const { return row_[i]; }
+
+  bool fits(int digits) const { return taken_ + digits <= kUnitGroups * kUnitRows; }
 
   // Takes the largest entry and the square of a change where they are not known.
-  static void measure(const float* x, const float* last, int64_t inputs, Travel<float>& change) {
+  static void measure(const float* x, const float* before, int64_t inputs, Travel<float>& change) {
     if (change.largest >= 0 && change.square >= 0) return;
     Vec<float> most{}, square{};
     for_row<float>(inputs, [&](int64_t i, auto keep) {
-      const Vec<float> d = keep(load(x + i) - load(last + i));
+      const Vec<float> d = keep(before != nullptr ? load(x + i) - load(before + i) : load(x + i));
       most = VecOps<float>::max(most, VecOps<float>::abs(d));
       square = fma<float>(d, d, square);
     });
@@ -139,45 +158,68 @@ class DigitRows {
     return double(inputs) * unit * unit / 12 > kCoarse2 * change.square;
   }
 
-  // Row i's change from `last` to x, of the size `largest`, as one digit; last moves by what that says, and `moved`,
-  // which may be x or null, with it. `product`: what its product will be added to.
-  void take(int i, const float* x, float* last, float* moved, int64_t inputs, float largest, float* product) {
-    // Above, a difference is not finite: nothing moves, and the residual tells.
-    const bool sane = largest > kLeastScaled && largest < 1e38f;
-    if (!sane) moved = nullptr;
-    unit_[i] = sane ? largest / kDigit : 0.0f;
-    product_[i] = product;
-    const Vec<float> inverse = broadcast<float>(sane ? kDigit / largest : 0.0f), units = broadcast<float>(unit_[i]);
-    int8_t* const to = left(i / kUnitRows) + i % kUnitRows * kUnitBytes;
-    const auto place = [&](int64_t k) { return to + k / kUnitBytes * DigitMatrix::kRegister + k % kUnitBytes; };
-    for_row<float>(inputs, [&](int64_t k, auto keep) {
-      const Vec<float> before = load(last + k);
-      const Rounded q = round_to_integer(keep(load(x + k) - before) * inverse);
-      const Vec<float> now = fma<float>(q.value, units, before);
-      store(last + k, now);
-      if (moved != nullptr) store(moved + k, now);
-      if (diagonal_ != nullptr) store(product + k, fma<float>(q.value * units, load(diagonal_ + k), load(product + k)));
-      const Bytes narrow = __builtin_convertvector(q.integer, Bytes);
-      std::memcpy(place(k), &narrow, sizeof narrow);
-    });
-    for (int64_t k = round_up(inputs, kLanes<float>); k < steps_ * kUnitBytes; k += kLanes<float>)
-      std::memset(place(k), 0, size_t(kLanes<float>));
+  void take(const DigitChange& change) {
+    switch (change.digits) {
+      case 1:
+        return take_digits<1>(change);
+      case 2:
+        return take_digits<2>(change);
+      default:
+        return take_digits<kDigits>(change);
+    }
   }
 
  private:
-  const int n_, groups_;
-  const int64_t steps_;
+  template <int digits>
+  void take_digits(const DigitChange& change) {
+    // Above, a difference is not finite: nothing moves, and the residual tells.
+    const bool sane = change.largest > kLeastScaled && change.largest < 1e38f;
+    const float *const x = change.x, *const from = change.before;
+    float *const after = sane || change.after != x ? change.after : nullptr, *const product = change.product;
+    Vec<float> unit[digits], inverse[digits];
+    float one = sane ? change.largest / kDigit : 0.0f;
+    row_[count_++] = {product, one, taken_, digits};
+    for (int d = 0; d < digits; ++d, one /= kDigitBase) {
+      unit[d] = broadcast<float>(one);
+      inverse[d] = broadcast<float>(d == 0               ? (sane ? kDigit / change.largest : 0.0f)
+                                    : one > kLeastScaled ? 1 / one
+                                                         : 0.0f);
+    }
+    int8_t* to[digits];
+    for (int d = 0; d < digits; ++d, ++taken_)
+      to[d] = left_ + taken_ / kUnitRows * steps_ * DigitMatrix::kRegister + taken_ % kUnitRows * kUnitBytes;
+    const auto place = [](int64_t k) { return k / kUnitBytes * DigitMatrix::kRegister + k % kUnitBytes; };
+    for_row<float>(inputs_, [&](int64_t k, auto keep) {
+      const Vec<float> wanted = load(x + k);
+      Vec<float> now = from != nullptr ? load(from + k) : Vec<float>{};
+      Vec<float> said{};
+      for (int d = 0; d < digits; ++d) {
+        const Rounded q = round_to_integer(keep(wanted - now) * inverse[d]);
+        now = fma<float>(q.value, unit[d], now);
+        if (diagonal_ != nullptr) said = fma<float>(q.value, unit[d], said);
+        const Bytes narrow = __builtin_convertvector(q.integer, Bytes);
+        std::memcpy(to[d] + place(k), &narrow, sizeof narrow);
+      }
+      if (after != nullptr) store(after + k, now);
+      if (diagonal_ != nullptr) store(product + k, fma<float>(said, load(diagonal_ + k), load(product + k)));
+    });
+    for (int64_t k = round_up(inputs_, kLanes<float>); k < steps_ * kUnitBytes; k += kLanes<float>)
+      for (int d = 0; d < digits; ++d) std::memset(to[d] + place(k), 0, size_t(kLanes<float>));
+  }
+
+  const int64_t steps_, inputs_;
   const float* const diagonal_;
   int8_t* left_;
-  float unit_[kMaxTile];
-  float* product_[kMaxTile];
+  int count_ = 0, taken_ = 0;
+  Row row_[kMaxTile];
 };
 
-// `groups` groups of rows times `columns` blocks of 16 outputs of one digit, the sums in registers, up to 3 x 2 or 1 x
-// 4, and then in `to`, block by block of each group.
+// `groups` groups of rows times `columns` blocks of 16 outputs of one digit, the sums in registers, 4 of them at most,
+// and then in `to`, block by block of each group.
 template <int groups, int columns>
 inline void multiply_digit(const DigitMatrix& w, const DigitRows& rows, int digit, int block, int32_t* to) {
   using Unit = MatrixUnit;
+  static_assert(groups * columns <= 4);
   constexpr std::make_integer_sequence<int, groups> each_group{};
   constexpr std::make_integer_sequence<int, columns> each_column{};
   constexpr std::make_integer_sequence<int, groups * columns> each_sum{};
@@ -185,14 +227,12 @@ inline void multiply_digit(const DigitMatrix& w, const DigitRows& rows, int digi
   for (int64_t step = 0; step < rows.steps(); ++step) {
     const int64_t at = step * DigitMatrix::kRegister;
     each(each_column, [&](auto c) {
-      // Six sums leave one register for either factor: every second column goes through the rows backwards.
-      constexpr bool crowded = groups == 3, backwards = crowded && c % 2 == 1;
-      constexpr int right = crowded ? 6 : 6 + c % 2;
+      constexpr int right = 6 + c % 2;
       Unit::load<right>(w.block(digit, block + c) + at, kUnitBytes);
-      each(each_group, [&](auto i) {
-        constexpr int g = backwards ? groups - 1 - i : i;
-        constexpr int left = crowded ? 7 : 4 + g;
-        if constexpr (crowded ? i > 0 || c == 0 : c == 0) Unit::load<left>(rows.left(g) + at, kUnitBytes);
+      each(each_group, [&](auto g) {
+        // One column: the groups take turns in two registers.
+        constexpr int left = 4 + g % 2;
+        if constexpr (columns == 1 || c == 0) Unit::load<left>(rows.left(g) + at, kUnitBytes);
         Unit::multiply_add_bytes<g * columns + c, left, right>();
       });
     });
@@ -208,16 +248,21 @@ inline void add_digits(const DigitMatrix& w, const DigitRows& rows, int block) {
     multiply_digit<groups, columns>(w, rows, digit, block, &sums[digit][0][0][0]);
   const Vec<float> base = broadcast<float>(1 / kDigitBase);
   const int64_t first = int64_t(block) * kUnitColumns;
+  Vec<float> scale[columns];
+  for (int c = 0; c < columns; ++c) scale[c] = load(w.scale + first + c * kUnitColumns);
   const auto number = [](const int32_t* p) { return __builtin_convertvector(load(p), Vec<float>); };
   for (int i = 0; i < rows.count(); ++i) {
-    const int group = i / kUnitRows, at = i % kUnitRows * kUnitColumns;
-    const Vec<float> unit = broadcast<float>(rows.unit(i));
-    float* const product = rows.product(i) + first;
-    for (int c = 0; c < columns; ++c) {
-      const Vec<float> low = fma<float>(number(sums[2][group][c] + at), base, number(sums[1][group][c] + at));
-      const Vec<float> sum = fma<float>(low, base, number(sums[0][group][c] + at));
-      const Vec<float> scale = unit * load(w.scale + first + c * kUnitColumns);
-      store(product + c * kUnitColumns, fma<float>(sum, scale, load(product + c * kUnitColumns)));
+    const DigitRows::Row& row = rows[i];
+    float* const product = row.product + first;
+    Vec<float> unit = broadcast<float>(row.unit);
+    for (int r = row.first; r < row.first + row.digits; ++r, unit *= base) {
+      const int group = r / kUnitRows, at = r % kUnitRows * kUnitColumns;
+      for (int c = 0; c < columns; ++c) {
+        const Vec<float> low = fma<float>(number(sums[2][group][c] + at), base, number(sums[1][group][c] + at));
+        const Vec<float> sum = fma<float>(low, base, number(sums[0][group][c] + at));
+        float* const to = product + c * kUnitColumns;
+        store(to, fma<float>(sum, unit * scale[c], load(to)));
+      }
     }
   }
 }
@@ -229,14 +274,16 @@ inline void multiply_digits(const DigitMatrix& w, const DigitRows& rows) {
     for (; b + columns <= w.blocks(); b += columns) add_digits<groups, columns>(w, rows, b);
     for (; b < w.blocks(); ++b) add_digits<groups, 1>(w, rows, b);
   };
-  static_assert(kMaxTile <= 3 * kUnitRows);
+  static_assert(kUnitGroups == 4);
   switch (rows.groups()) {
     case 1:
       return all.template operator()<1, 4>();
     case 2:
       return all.template operator()<2, 2>();
+    case 3:
+      return all.template operator()<3, 1>();
     default:
-      return all.template operator()<3, 2>();
+      return all.template operator()<4, 1>();
   }
 }
 

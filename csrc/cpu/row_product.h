@@ -64,6 +64,13 @@ struct Weights {
 #endif
     return narrow == kInt8 ? 0.36 : narrow == kBfloat16 ? 0.58 : narrow == kDigitwise ? 0.2 : 1;
   }
+  // Rows that a tile had best have at most.
+  int most_rows() const {
+#if AK_HAS_MATRIX_UNIT
+    if (narrow == kDigitwise) return 2 * kUnitRows;  // as 2 x 2 registers of sums: more per load than any other shape
+#endif
+    return kMaxTile;
+  }
   // Squared fall of the residual after which a full product is due; 0: all are.
   double refresh2() const {
     switch (narrow) {
@@ -305,6 +312,14 @@ inline void pack(const PackRequest<T>* requests, int count, int threads, const E
   }
 }
 
+// Of rows in digits whose x moves to what their products stand for: their x, and where it had moved to for the product
+// before.
+template <class T>
+struct Moving {
+  T* const* x;
+  const T* const* last;
+};
+
 // A product of the rows of a tile. Where its weights are narrow a row keeps the product, the x it stands for and,
 // without a matrix unit, the change of x, all in memory that the map gives it.
 template <class T>
@@ -313,24 +328,25 @@ class RowProduct {
   explicit RowProduct(const Weights<T>& weights)
       : weights_(weights), outputs_(weights.padded_outputs()), inputs_(round_up(weights.full.inputs, kLanes<T>)) {}
 
-  // What a row keeps, in T.
-  int64_t elements() const {
-    return weights_.narrow == kFull ? 0 : outputs_ + (weights_.narrow == kDigitwise ? 1 : 2) * inputs_;
+  // What a row keeps, in T; moving: where digits are, without the x its product stands for.
+  int64_t elements(bool moving = false) const {
+    const int inputs = weights_.narrow != kDigitwise ? 2 : moving ? 0 : 1;
+    return weights_.narrow == kFull ? 0 : outputs_ + inputs * inputs_;
   }
 
   // Of what a row keeps, the x its product stands for; null where it is not asked how far x is from it.
   const T* stands_for(const T* kept) const { return weights_.narrow == kInt8 ? kept + outputs_ : nullptr; }
 
   // products[i] = W x[i] for n rows: in out[i], in kept[i], or where it stays until the next product; x[i] null: zero.
-  // exact[i]: in full; a row's first product has to be. travel: of each row, or null. moved[i], where digits are: x[i]
-  // where it may move to what the product stands for, or null.
+  // exact[i]: in full; a row's first product has to be. travel: of each row, or null. moving, where digits are, or
+  // null.
   void apply(int n, const T* const* x, const bool* exact, T* const* kept, T* const* out, const T** products,
-             const Travel<T>* travel = nullptr, [[maybe_unused]] T* const* moved = nullptr) const {
+             const Travel<T>* travel = nullptr, [[maybe_unused]] const Moving<T>* moving = nullptr) const {
     if (weights_.narrow == kFull) return apply_full(n, x, out, products);
     if constexpr (sizeof(T) == 4) {
       for (int i = 0; i < n; ++i) products[i] = kept[i];
 #if AK_HAS_MATRIX_UNIT
-      if (weights_.narrow == kDigitwise) return apply_digits(n, x, exact, kept, travel, moved);
+      if (weights_.narrow == kDigitwise) return apply_digits(n, x, exact, kept, travel, moving);
 #endif
       if (weights_.narrow == kInt8)
         apply_kept<Int8Product>(n, x, exact, kept, travel, [&](const float* scale) { return weights_.int8(scale); });
@@ -404,45 +420,34 @@ class RowProduct {
 #if AK_HAS_MATRIX_UNIT
   // A product in full is one of three digits, from zero.
   void apply_digits(int n, const float* const* x, const bool* exact, float* const* kept, const Travel<float>* travel,
-                    float* const* moved) const {
-    struct Row {
-      const float* x;
-      float *kept, *moved;
-      Travel<float> travel;
-      int digits;  // still to be sent
-    } rows[kMaxTile];
+                    const Moving<float>* moving) const {
     const int64_t inputs = weights_.full.inputs;
-    int count = 0;
-    for (int i = 0; i < n; ++i) {
-      Row row{x[i], kept[i], moved != nullptr ? moved[i] : nullptr, {}, kDigits};
-      if (exact[i]) {
-        std::memset(kept[i], 0, size_t(outputs_ + inputs_) * sizeof(float));
-        if (x[i] == nullptr) continue;
-      } else if (travel != nullptr) {
-        row.travel = travel[i];
+    for (int i = 0; i < n;) {
+      DigitRows rows(weights_.digits);
+      for (; i < n; ++i) {
+        float* const copy = moving == nullptr ? kept[i] + outputs_ : nullptr;
+        DigitChange change{x[i], nullptr, moving != nullptr ? moving->x[i] : copy, 0, kDigits, kept[i]};
+        Travel<float> distance;
+        if (exact[i]) {
+          if (!rows.fits(kDigits)) break;
+          std::memset(kept[i], 0, size_t(outputs_) * sizeof(float));
+          if (x[i] == nullptr) {
+            if (copy != nullptr) std::memset(copy, 0, size_t(inputs_) * sizeof(float));
+            continue;
+          }
+        } else {
+          change.before = moving != nullptr ? moving->last[i] : copy;
+          if (travel != nullptr) distance = travel[i];
+        }
+        DigitRows::measure(x[i], change.before, inputs, distance);
+        if (!exact[i]) change.digits = DigitRows::coarse(distance, inputs) ? 2 : 1;
+        if (!rows.fits(change.digits)) break;
+        change.largest = distance.largest;
+        rows.take(change);
       }
-      DigitRows::measure(row.x, row.kept + outputs_, inputs, row.travel);
-      if (!exact[i]) row.digits = DigitRows::coarse(row.travel, inputs) ? 2 : 1;
-      rows[count++] = row;
-    }
-    while (count > 0) {
-      DigitRows digits(count, weights_.digits);
-      for (int i = 0; i < count; ++i) {
-        const Row& row = rows[i];
-        digits.take(i, row.x, row.kept + outputs_, row.digits == 1 ? row.moved : nullptr, inputs, row.travel.largest,
-                    row.kept);
-      }
-      ready_unit(count);
-      multiply_digits(weights_.digits, digits);
-      int left = 0;
-      for (int i = 0; i < count; ++i) {
-        Row row = rows[i];
-        if (--row.digits == 0) continue;
-        row.travel = {};
-        DigitRows::measure(row.x, row.kept + outputs_, inputs, row.travel);
-        rows[left++] = row;
-      }
-      count = left;
+      if (rows.count() == 0) return;
+      ready_unit(rows.taken());
+      multiply_digits(weights_.digits, rows);
     }
   }
 #endif

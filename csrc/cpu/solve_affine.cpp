@@ -15,24 +15,30 @@ struct AffineRows {
 
 enum Watch { kUnwatched, kDirection, kSecant };
 
+// What the next product will ask of this step: nothing, how far f is from what the row's product stands for, or the
+// same where that is x, with the size of the product (Evaluation::rounding2).
+enum Reach { kNear, kFar, kMoving };
+
 // The row passes of a few rows, whose lanes are added together.
 constexpr int kGroup = 4;
 
 // The sums of a group, before their lanes are added.
 template <class T>
 struct LaneSums {
-  Vec<T> residual_and_norm[2 * kGroup], along[kGroup], square[kGroup], change[kGroup];
+  Vec<T> residual_and_norm[2 * kGroup], along[kGroup], square[kGroup], change[kGroup], product[kGroup];
 
-  void set(int r, Vec<T> residual, Vec<T> norm, Vec<T> row_along, Vec<T> row_square, Vec<T> row_change) {
+  void set(int r, Vec<T> residual, Vec<T> norm, Vec<T> row_along, Vec<T> row_square, Vec<T> row_change,
+           Vec<T> row_product) {
     residual_and_norm[r] = residual;
     residual_and_norm[kGroup + r] = norm;
     along[r] = row_along;
     square[r] = row_square;
     change[r] = row_change;
+    product[r] = row_product;
   }
 };
 
-template <class T, int kind, bool leaky, bool scaled, bool far, Watch watch>
+template <class T, int kind, bool leaky, bool scaled, Reach reach, Watch watch>
 inline void affine_row(const AffineRows<T>& all, const T* product, const Evaluation<T>& e, int r, LaneSums<T>& out) {
   using Math = Activations<VecOps<T>>;
   constexpr int lanes = kLanes<T>;
@@ -41,10 +47,11 @@ inline void affine_row(const AffineRows<T>& all, const T* product, const Evaluat
   const T *const before = watch == kSecant ? e.previous_g : e.previous, *const stands_for = e.stands_for;
   T* const f_row = e.f;
   const int64_t dim = all.dim, first_relu = all.first_relu;
-  Vec<T> residual{}, norm{}, along{}, square{}, change{};
+  Vec<T> residual{}, norm{}, along{}, square{}, change{}, size{};
   const auto one = [&](int64_t i, bool last) {
     const Vec<T> x = load(x_row + i);
-    const Vec<T> a = load(product + i) + load(u + i);
+    Vec<T> p = load(product + i);
+    const Vec<T> a = p + load(u + i);
     Vec<T> f;
     if constexpr (kind == kPartialRelu) {
       const Vec<T> rectified = Math::relu(a);
@@ -67,38 +74,46 @@ inline void affine_row(const AffineRows<T>& all, const T* product, const Evaluat
       square = fma<T>(dg, dg, square);
       along = fma<T>(dg, g, along);
     }
-    if constexpr (far) change = VecOps<T>::max(change, VecOps<T>::abs(f - load(stands_for + i)));
+    if constexpr (reach == kFar) change = VecOps<T>::max(change, VecOps<T>::abs(f - load(stands_for + i)));
+    if constexpr (reach == kMoving) {
+      change = VecOps<T>::max(change, VecOps<T>::abs(g));
+      // As far as what p is off by reaches f: the slopes of the other activations are 1 or little more.
+      if constexpr (scaled) p = p * load(scale + i);
+      if constexpr (kind == kRelu2) p = p * (a + a);
+      size = fma<T>(p, p, size);
+    }
     store(f_row + i, f);
   };
   int64_t i = 0;
   for (; i + lanes <= dim; i += lanes) one(i, false);
   if (i < dim) one(i, true);
-  out.set(r, residual, norm, along, square, change);
+  out.set(r, residual, norm, along, square, change, size);
 }
 
-template <class T, int kind, bool leaky, bool scaled, bool far>
+template <class T, int kind, bool leaky, bool scaled, Reach reach>
 void affine_rows(const AffineRows<T>& all, int n, const T* const* products, Evaluation<T>* rows) {
   LaneSums<T> lanes;
   bool watched = false, secant = false;
   const Vec<T> none{};
-  for (int r = n; r < kGroup; ++r) lanes.set(r, none, none, none, none, none);
+  for (int r = n; r < kGroup; ++r) lanes.set(r, none, none, none, none, none, none);
   for (int r = 0; r < n; ++r) {
     const Evaluation<T>& e = rows[r];
     if (e.previous_g != nullptr) {
-      affine_row<T, kind, leaky, scaled, far, kSecant>(all, products[r], e, r, lanes);
+      affine_row<T, kind, leaky, scaled, reach, kSecant>(all, products[r], e, r, lanes);
       secant = true;
     } else if (e.previous != nullptr) {
-      affine_row<T, kind, leaky, scaled, far, kDirection>(all, products[r], e, r, lanes);
+      affine_row<T, kind, leaky, scaled, reach, kDirection>(all, products[r], e, r, lanes);
       watched = true;
     } else {
-      affine_row<T, kind, leaky, scaled, far, kUnwatched>(all, products[r], e, r, lanes);
+      affine_row<T, kind, leaky, scaled, reach, kUnwatched>(all, products[r], e, r, lanes);
     }
   }
-  T sums[2 * kGroup], along[kGroup], square[kGroup], change[kGroup];
+  T sums[2 * kGroup], along[kGroup], square[kGroup], change[kGroup], size[kGroup];
   sum_lanes_of_each<2 * kGroup>(lanes.residual_and_norm, sums);
   if (watched || secant) sum_lanes_of_each<kGroup>(lanes.along, along);
   if (secant) sum_lanes_of_each<kGroup>(lanes.square, square);
-  if constexpr (far) largest_lane_of_each<kGroup>(lanes.change, change);
+  if constexpr (reach != kNear) largest_lane_of_each<kGroup>(lanes.change, change);
+  if constexpr (reach == kMoving) sum_lanes_of_each<kGroup>(lanes.product, size);
   for (int r = 0; r < n; ++r) {
     Evaluation<T>& e = rows[r];
     e.r2 = double(sums[r]);
@@ -108,7 +123,12 @@ void affine_rows(const AffineRows<T>& all, int n, const T* const* products, Eval
       e.secant_known = true;
       e.secant = {double(square[r]), double(along[r])};
     }
-    if constexpr (far) e.travel.largest = change[r];
+    if constexpr (reach != kNear) e.travel.largest = change[r];
+    if constexpr (reach == kMoving) {
+      constexpr double kUnit2 = 0x1p-48;
+      e.travel.square = e.r2;
+      e.rounding2 += kUnit2 * double(size[r]);
+    }
   }
 }
 
@@ -142,16 +162,20 @@ template <class T>
 using RowFunction = void (*)(const AffineRows<T>&, int n, const T* const* products, Evaluation<T>*);
 
 template <class T, int kind, bool leaky, bool scaled>
-RowFunction<T> far_or_not(bool far) {
-  if constexpr (sizeof(T) == 4)
-    if (far) return affine_rows<T, kind, leaky, scaled, true>;
-  return affine_rows<T, kind, leaky, scaled, false>;
+RowFunction<T> by_reach(Reach reach) {
+  if constexpr (sizeof(T) == 4) {
+#if AK_HAS_MATRIX_UNIT
+    if (reach == kMoving) return affine_rows<T, kind, leaky, scaled, kMoving>;
+#endif
+    if (reach == kFar) return affine_rows<T, kind, leaky, scaled, kFar>;
+  }
+  return affine_rows<T, kind, leaky, scaled, kNear>;
 }
 
 template <class T>
-RowFunction<T> row_function(const AffineProblem<T>& p, bool far) {
+RowFunction<T> row_function(const AffineProblem<T>& p, Reach reach) {
   return by_activation(p, [&]<int kind, bool scaled>() {
-    return p.leak != nullptr ? far_or_not<T, kind, true, scaled>(far) : far_or_not<T, kind, false, scaled>(far);
+    return p.leak != nullptr ? by_reach<T, kind, true, scaled>(reach) : by_reach<T, kind, false, scaled>(reach);
   });
 }
 
@@ -166,9 +190,11 @@ class AffineMap {
         product_(weight),
         all_{leak.full.data, round_up(problem.dim, kLanes<T>), problem.dim, problem.dim - problem.pieces},
         kept_at_(all_.ld * (problem.scale != nullptr ? 2 : 1)),
-        rows_pass_(row_function(problem, moves_ || weight.narrow == kInt8)) {}
+        rows_pass_(row_function(problem, moves_                   ? kMoving
+                                         : weight.narrow == kInt8 ? kFar
+                                                                  : kNear)) {}
 
-  int64_t slot_elements() const { return kept_at_ + product_.elements(); }
+  int64_t slot_elements() const { return kept_at_ + product_.elements(moves_); }
   double refresh2() const { return refresh2_; }
 
   void load(T* constants, int64_t row) {
@@ -177,33 +203,33 @@ class AffineMap {
     if (problem_.scale != nullptr) copy_padded(constants + ld, problem_.scale + row * dim, dim, ld);
   }
 
-  // Where x may move to what its product stands for, only the rounding of sums is between the product and one in full.
-  // It is cleared at times, or it would add up; and before a row ends, since it is in proportion to the largest x so
-  // far.
+  // Where x may move to what its product stands for, only the rounding of sums is between the product and one in full,
+  // which is kept account of. It is cleared at times, or it would add up; and before a row ends, where it has come to
+  // much.
   void evaluate(int n, Evaluation<T>* rows) {
     constexpr int kClear = 64;
     const T *x[kMaxTile], *products[kMaxTile];
-    T *kept[kMaxTile], *f[kMaxTile], *moved[kMaxTile];
+    T *kept[kMaxTile], *f[kMaxTile], *moving[kMaxTile];
+    const T* last[kMaxTile];
     Travel<T> travel[kMaxTile];
     bool exact[kMaxTile];
     for (int i = 0; i < n; ++i) {
       Evaluation<T>& e = rows[i];
       x[i] = e.zero ? nullptr : e.x;
-      moved[i] = e.x;
+      moving[i] = e.x;
+      last[i] = e.last_x;
       kept[i] = e.constants + kept_at_;
       f[i] = e.f;
       exact[i] = e.exact || (moves_ && e.step % kClear == 0);
       travel[i] = e.travel;
       e.stands_for = moves_ ? e.x : product_.stands_for(kept[i]);
+      e.moves = moves_;
+      if (exact[i] && moves_) e.rounding2 = 0;
     }
-    product_.apply(n, x, exact, kept, f, products, travel, moved);
+    const Moving<T> moves{moving, last};
+    product_.apply(n, x, exact, kept, f, products, travel, moves_ ? &moves : nullptr);
     for (int first = 0; first < n; first += kGroup)
       rows_pass_(all_, n - first < kGroup ? n - first : kGroup, products + first, rows + first);
-    if (!moves_) return;
-    for (int i = 0; i < n; ++i) {
-      rows[i].travel.square = rows[i].r2;  // of f, from x
-      rows[i].stands_for = nullptr;
-    }
   }
 
  private:
@@ -308,7 +334,7 @@ void solve(const AffineProblem<T>& problem, const SolveOptions& options, const S
   const PackRequest<T> requests[] = {{problem.weight, &weight, mixed_allowed(options) && !fits_lanes<T>(problem.dim)},
                                      {vector_view(problem.leak, problem.dim), &leak}};
   pack(requests, problem.leak != nullptr ? 2 : 1, threads, executor);
-  const CellCost cost{products * weight.share(), double(problem.dim)};
+  const CellCost cost{products * weight.share(), double(problem.dim), weight.most_rows()};
   if (lanes_pay<T>(weight, problem.rows, problem.dim, threads))
     return solve_rows<T, LaneTile>(problem.rows, problem.dim, cost, options, problem.z0, result, threads, executor,
                                    [&] { return AffineLanes<T>(problem, weight, leak); });

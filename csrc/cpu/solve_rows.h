@@ -11,6 +11,7 @@ namespace ak::AK_ISA {
 struct CellCost {
   double products;     // multiply-adds
   double activations;  // activation evaluations
+  int most_rows = kMaxTile;
 };
 
 // Cycles of a step, fitted to measurements (benchmarks/NOTES.md) on processors that multiply and add 16 float32 a
@@ -59,7 +60,8 @@ inline TileShape tile_shape(const SolveOptions& options, const CellCost& cost, i
   constexpr bool wide = AK_VECTOR_BYTES == 64;  // processors with a second-level cache of 1 MiB or more
   int64_t tile = (int64_t(wide ? 512 : 192) << 10) / row_bytes / kMaxRows * kMaxRows;
   const int64_t least = dim < 512 ? 12 : wide ? 48 : 24;
-  tile = tile < least ? least : tile > kMaxTile ? kMaxTile : tile;
+  tile = tile < least ? least : tile;
+  tile = tile > cost.most_rows ? cost.most_rows : tile;
   // A few rows more than fit cost less than a second round of few rows.
   const int64_t share = (rows + threads - 1) / threads;
   shape.rows = int(share < tile + tile / 2 && share <= kMaxTile ? share : tile);

@@ -25,7 +25,8 @@ namespace ak::AK_ISA {
 
 template <class T>
 struct Evaluation {
-  T* x;  // which the map may move a little before it takes f of it (csrc/cpu/digit_product.h)
+  T* x;             // which the map may move a little before it takes f of it (csrc/cpu/digit_product.h)
+  const T* last_x;  // of the evaluation before; null: there was none, or it was of another iterate
   T* f;
   T* constants;         // what Map::load put there
   const T* previous;    // x of the step before, where Auto wants <g_k, g_{k-1}>; else null
@@ -35,6 +36,8 @@ struct Evaluation {
   bool exact;           // in full precision, even where the map may do less
   Travel<T> travel;     // in: of x, from what the row's product stands for; out: of f
   const T* stands_for;  // out: that x, where it helps to know how far the next one is from it; else null
+  bool moves;           // out: ... in both ways that Travel knows
+  double rounding2;     // in and out: |f - what it would be with a product in full|^2, about; negative: not known
   bool secant_known;    // out: a map may leave the sums of a secant step to others
   SecantSums secant;    // out, with previous_g
   double r2, f2;        // out: |f - x|^2, |f|^2
@@ -46,9 +49,11 @@ struct Slot {
   int64_t row;
   T* x[3];
   T* constants;
-  int current, best, target, previous;  // indices into x; -1: none
-  int accelerated;                      // Anderson steps so far
+  int current, last, best, target, previous;  // indices into x; -1: none
+  int accelerated;                            // Anderson steps so far
   bool zero;
+  bool sound;        // the last evaluation was as good as one in full
+  double rounding2;  // Evaluation::rounding2 of it
   Precision precision;
   Progress<double> progress;
   AutoState<double> choice;
@@ -169,8 +174,10 @@ class Tile {
     slot.row = row;
     slot.current = 0;
     slot.target = 1;
-    slot.best = slot.previous = -1;
+    slot.last = slot.best = slot.previous = -1;
     slot.accelerated = 0;
+    slot.sound = false;
+    slot.rounding2 = -1;
     slot.precision = {};
     slot.progress = {};
     slot.choice = {};
@@ -205,15 +212,18 @@ class Tile {
 
   void request(const Slot<T>& slot, const Travel<T>& travel, Evaluation<T>& e) const {
     e.x = slot.x[slot.current];
+    e.last_x = slot.last >= 0 ? slot.x[slot.last] : nullptr;
     e.f = slot.x[slot.target];
     e.constants = slot.constants;
     e.previous = before(slot);
     e.previous_g = before_g(slot);
     e.step = slot.progress.steps;
     e.zero = slot.zero && slot.progress.steps == 0;
-    e.exact = full(slot);
+    e.exact = slot.last < 0 || (full(slot) && !slot.sound);
     e.travel = travel;
     e.stands_for = nullptr;
+    e.moves = false;
+    e.rounding2 = slot.rounding2;
     e.secant_known = false;
     e.dot = 0;
   }
@@ -222,12 +232,22 @@ class Tile {
     return refresh2_ == 0 || slot.precision.full_is_due(slot.progress.steps, options_.max_steps);
   }
 
+  // Whether what an evaluation is off by is nothing beside what the row stops at.
+  bool sound(const Evaluation<T>& e) const {
+    constexpr double kMargin2 = 100;
+    return e.rounding2 >= 0 && within_tolerance(kMargin2 * e.rounding2, e.f2, rule_);
+  }
+
   // Takes in one evaluation; false when the row is done (and written out). travel: of the next iterate.
   bool advance(Slot<T>& slot, const Evaluation<T>& e, Travel<T>& travel) {
+    slot.last = slot.current;
+    slot.rounding2 = e.rounding2;
+    slot.sound = sound(e);
     const Status ending = slot.precision.ending;
     if (ending != kRunning) return end_at(slot, ending, slot.current, slot.progress.best_step, e.r2, e.f2);
     const double refresh2 = accelerating(slot) ? refresh2_ : kPlainRefresh2 * refresh2_;
-    const bool jumped = refresh2_ > 0 && slot.precision.observe(e.exact, e.r2, e.f2, refresh2);
+    const bool whole = e.exact || slot.sound;
+    const bool jumped = refresh2_ > 0 && slot.precision.observe(whole, e.r2, e.f2, refresh2) && e.exact;
     Progress<double> progress = slot.progress;
     const Judgement<double> verdict = judge(progress, e.r2, e.f2, rule_);
     if (result_.trace != nullptr)
@@ -242,8 +262,9 @@ class Tile {
     T* const f = slot.x[slot.target];
     const T damping = T(options_.damping);
     if (accelerates(slot, e)) {
-      travel.largest = anderson_advance<T>(slot.anderson, used_ld_, shape_.history, damping, options_.ridge, e.r2,
-                                           e.secant_known ? &e.secant : nullptr, e.stands_for, e.x, f, jumped);
+      const Whence<T> from{e.stands_for, e.moves};
+      travel = anderson_advance<T>(slot.anderson, used_ld_, shape_.history, damping, options_.ridge, e.r2,
+                                   e.secant_known ? &e.secant : nullptr, from, e.x, f, jumped);
     } else if (damping == T(1)) {
       travel = e.travel;
     } else {
@@ -304,7 +325,7 @@ class Tile {
     slot.precision.ending = status;
     slot.current = slot.best;
     slot.target = slot.best == 0 ? 1 : 0;
-    slot.previous = -1;
+    slot.last = slot.previous = -1;
     return true;
   }
 
