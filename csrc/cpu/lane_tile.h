@@ -158,7 +158,7 @@ class LaneTile {
     keep_best(running & ~best);
     for_lanes(ended, [&](int l) { end(l, r2[l], f2[l]); });
     LaneInts<T> limits;
-    const LaneSet accelerating = choose_lanes(running, r2, e, limits);
+    const LaneSet accelerating = choose_lanes(running, r2, f2, e, limits);
     if (accelerating != 0 || options_.damping != 1) anderson_.advance(accelerating, limits, r2, x_, f_);
     for_lane_doubles<T>([&](int at) { previous_r2_.put(at, r2.at(at)); });
     has_before_ = best;
@@ -240,7 +240,8 @@ class LaneTile {
   }
 
   // The lanes whose next step is Anderson's, and with how many columns.
-  LaneSet choose_lanes(LaneSet running, const LaneDoubles<T>& r2, const LaneEvaluation<T>& e, LaneInts<T>& limits) {
+  LaneSet choose_lanes(LaneSet running, const LaneDoubles<T>& r2, const LaneDoubles<T>& f2, const LaneEvaluation<T>& e,
+                       LaneInts<T>& limits) {
     if (options_.solver != kAuto) {
       for_lane_doubles<T>([&](int at) { limits.put(at, I{} + int64_t(shape_.history)); });
       return options_.solver == kAnderson ? running : 0;
@@ -277,9 +278,11 @@ class LaneTile {
       anderson_.prime(entering & has_before_, before_, x_);
     }
     for_lane_doubles<T>([&](int at) {
-      const I count = accelerated_.at(at) + (doubles_mask(accelerating, at) & 1);
+      // A problem that a window of cheap steps did not finish, and another like it would not, is worth dear ones.
+      const I steps = doubles_mask(accelerating, at) & 1, next = accelerated_.at(at) + steps;
+      const I again = (steps == 1) & (next == kAutoWindow + 1) & (anderson2_.at(at) * r2.at(at) <= bound(f2.at(at)));
+      const I count = again ? I{} + 1 : next;
       accelerated_.put(at, count);
-      // A problem that a window of cheap steps did not finish is worth dear ones.
       limits.put(at, count > kAutoWindow ? I{} + int64_t(shape_.history) : I{} + int64_t(shape_.short_history));
     });
     return accelerating;

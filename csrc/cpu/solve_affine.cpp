@@ -243,11 +243,19 @@ class AffineMap {
 };
 
 // Whether a state is small enough for rows to be solved side by side. Beyond, what all lanes spend on those few that
-// mix several columns outweighs; up to there, products in full are sooner done than changes in few bits, row by row
-// (benchmarks/NOTES.md).
+// mix several columns outweighs (benchmarks/NOTES.md).
 template <class T>
 constexpr bool fits_lanes(int64_t dim) {
-  return kLanes<T> >= 4 && dim >= 1 && dim <= (AK_VECTOR_BYTES == 64 ? 48 : 40);
+  return kLanes<T> >= 4 && dim >= 1 && dim <= (AK_VECTOR_BYTES == 64 ? 80 : 48);
+}
+
+// Whether products of changes in few bits, row by row, are sooner done than those in full side by side. Of processors
+// with a matrix unit even vectors multiply twice as fast.
+inline bool few_bits_pay(int64_t dim) {
+#if defined(AK_EMULATE_NARROW)
+  return dim > 48;  // for tests
+#endif
+  return dim > (AK_HAS_MATRIX_UNIT ? 80 : 64);
 }
 
 // And whether a thread has the rows to fill its lanes. W packed for the matrix unit is not for lanes.
@@ -257,8 +265,8 @@ bool lanes_pay(const Weights<T>& weight, int64_t rows, int64_t dim, int threads)
   if (weight.split.data != nullptr) return false;
 #endif
   const int64_t share = (rows + threads - 1) / threads;
-  // A step in a lane costs at most 0.65 of one alone.
-  return fits_lanes<T>(dim) && weight.narrow == kFull && 20 * share >= 13 * round_up(share, kLanes<T>);
+  const int step = dim <= 48 ? 13 : 17;  // in a lane, at most, where one alone is 20
+  return fits_lanes<T>(dim) && weight.narrow == kFull && 20 * share >= step * round_up(share, kLanes<T>);
 }
 
 // f from the product in its place, of rows side by side.
@@ -331,7 +339,7 @@ void solve(const AffineProblem<T>& problem, const SolveOptions& options, const S
   const double products = double(problem.dim) * double(problem.dim);
   const int threads = threads_for(problem.rows, products, executor.threads);
   Weights<T> weight, leak;
-  const PackRequest<T> requests[] = {{problem.weight, &weight, mixed_allowed(options) && !fits_lanes<T>(problem.dim)},
+  const PackRequest<T> requests[] = {{problem.weight, &weight, mixed_allowed(options) && few_bits_pay(problem.dim)},
                                      {vector_view(problem.leak, problem.dim), &leak}};
   pack(requests, problem.leak != nullptr ? 2 : 1, threads, executor);
   const CellCost cost{products * weight.share(), double(problem.dim), weight.most_rows()};

@@ -50,7 +50,7 @@ struct Slot {
   T* x[3];
   T* constants;
   int current, last, best, target, previous;  // indices into x; -1: none
-  int accelerated;                            // Anderson steps so far
+  int accelerated;                            // Anderson steps, counted anew where a window calls for another
   bool zero;
   bool sound;        // the last evaluation was as good as one in full
   double rounding2;  // Evaluation::rounding2 of it
@@ -288,8 +288,10 @@ class Tile {
     const bool now = choose(slot.choice, auto_rule_, slot.progress.steps, e.r2, slot.previous_r2, dot);
     if (!now) return false;  // a history left behind is cleared on entering again
     if (!was) prime(slot, e);
-    // A problem that a window of cheap steps did not finish is worth dear ones.
+    // A problem that a window of cheap steps did not finish, and another like it would not, is worth dear ones.
     slot.accelerated += 1;
+    if (slot.accelerated == kAutoWindow + 1 && within_tolerance(slot.choice.anderson2 * e.r2, e.f2, rule_))
+      slot.accelerated = 1;
     slot.anderson.limit = slot.accelerated > kAutoWindow ? shape_.history : shape_.short_history;
     return true;
   }
