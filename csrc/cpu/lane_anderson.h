@@ -48,6 +48,24 @@ class LaneAnderson {
     primed_ |= lanes;
   }
 
+  // What a lane's row has, for its own kernel, whose columns are row_ld apart. copy(from, to): of the lane.
+  template <class Copy>
+  void hand_over(int l, AndersonRow<T>& row, int64_t row_ld, const Copy& copy) const {
+    row.level = level_[l];
+    row.primed = (primed_ >> l & 1) != 0;
+    if (history_ == 0) return;
+    copy(previous_g_, row.previous_g);
+    copy(previous_h_, row.previous_h);
+    const int used = row.used = int(used_[l]);
+    row.next = used == history_ ? 0 : used;
+    for (int i = 0; i < used; ++i) {
+      const int64_t from = slot(used - 1 - i);
+      copy(g_ + from * ld_, row.g + i * row_ld);
+      copy(p_ + from * ld_, row.p + i * row_ld);
+      for (int j = 0; j < used; ++j) row.gram[i * history_ + j] = gram_[from * history_ + slot(used - 1 - j)][l];
+    }
+  }
+
   // In: iterates x and f(x) in `f`. Out: in `f`, the next iterates: Anderson's in `lanes`, damped ones in all others.
   // limits: columns to use.
   void advance(LaneSet lanes, const LaneInts<T>& limits, const LaneDoubles<T>& r2, const V* x, V* f) {

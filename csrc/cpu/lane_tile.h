@@ -73,26 +73,71 @@ class LaneTile {
         result_(result),
         rows_(rows),
         auto_rule_(auto_rule(shape.price, dim)),
-        anderson_(shape.history, dim, ld_, options.damping, options.ridge) {}
+        anderson_(shape.history, dim, ld_, options.damping, options.ridge),
+        rest_(map.rows, dim, rest_shape(shape), options, z0, result, rows) {}
 
-  size_t scratch_bytes() const {
-    const int64_t vectors = kBuffers * ld_ + map_.slot_elements() + anderson_.vectors();
-    return size_t(vectors) * sizeof(V) + size_t(anderson_.gram_elements()) * sizeof(LaneDoubles<T>);
-  }
+  size_t scratch_bytes() const { return lane_bytes() + rest_.scratch_bytes(); }
 
+  // While most lanes have a row; what is left then is solved row by row.
   void solve(std::atomic<int64_t>& queue, void* scratch) {
     place(scratch);
     refill(kAllLanes<T>, queue);
-    while (active_ != 0) {
+    while (__builtin_popcount(active_) > kRest || (active_ != 0 && queue.load(std::memory_order_relaxed) < rows_)) {
       LaneEvaluation<T> e{x_, f_, constants_, watched() != 0 ? before_ : nullptr, active_, zero_ & active_, {}, {}, {}};
-      map_.evaluate(e);
+      map_.lanes.evaluate(e);
       take_sums(dim_, e);
       advance(e, queue);
     }
+    if (active_ == 0) return;
+    rest_.begin(static_cast<char*>(scratch) + lane_bytes());
+    for_lanes(active_, [&](int l) { hand_over(l, rest_.take_over(row_[l])); });
+    rest_.solve(queue);
   }
 
  private:
+  using RowMap = decltype(Map::rows);
   static constexpr int kBuffers = 4;
+  static constexpr int kRest = kLanes<T> / 2;
+
+  static TileShape rest_shape(TileShape shape) {
+    shape.rows = kRest;
+    return shape;
+  }
+
+  size_t lane_bytes() const {
+    const int64_t vectors = kBuffers * ld_ + map_.lanes.slot_elements() + anderson_.vectors();
+    return size_t(vectors) * sizeof(V) + size_t(anderson_.gram_elements()) * sizeof(LaneDoubles<T>);
+  }
+
+  // All there is to a lane's row.
+  void hand_over(int l, Slot<T>& slot) const {
+    const auto copy = [&](const V* from, T* to) {
+      for (int64_t i = 0; i < dim_; ++i) to[i] = from[i][l];
+      for (int64_t i = dim_; i < round_up(dim_, kLanes<T>); ++i) to[i] = T(0);
+    };
+    const LaneSet bit = LaneSet(1) << l;
+    const bool best = best_f2_[l] >= 0, just_before = (has_before_ & bit) != 0;
+    copy(x_, slot.x[0]);
+    copy(just_before ? before_ : best_, slot.x[1]);
+    slot.target = 2;
+    slot.best = best ? 1 : -1;
+    slot.previous = just_before ? 1 : -1;
+    slot.precision.best_full = best;
+    slot.accelerated = int(accelerated_[l]);
+    slot.zero = (zero_ & bit) != 0;
+    slot.progress = progress(l);
+    slot.choice = choice(l);
+    slot.previous_r2 = previous_r2_[l];
+    anderson_.hand_over(l, slot.anderson, rest_.used_ld(), copy);
+    if (options_.solver == kAuto) slot.anderson.limit = columns(shape_, accelerated_[l]);
+  }
+
+  Progress<double> progress(int l) const {
+    return {first2_[l], best_r2_[l], best_f2_[l], int(best_step_[l]), int(steps_[l])};
+  }
+  AutoState<double> choice(int l) const {
+    return {int(mode_[l]), int(since_[l]), picard2_[l], entry_r2_[l], anderson2_[l]};
+  }
 
   void place(void* scratch) {
     LaneDoubles<T>* const gram = static_cast<LaneDoubles<T>*>(scratch);
@@ -105,8 +150,8 @@ class LaneTile {
       memory += ld_;
     }
     constants_ = memory;
-    std::memset(static_cast<void*>(memory), 0, size_t(map_.slot_elements()) * sizeof(V));
-    memory += map_.slot_elements();
+    std::memset(static_cast<void*>(memory), 0, size_t(map_.lanes.slot_elements()) * sizeof(V));
+    memory += map_.lanes.slot_elements();
     anderson_.place(memory, gram);
   }
 
@@ -123,7 +168,7 @@ class LaneTile {
         x_[i][l] = z0[i];
         zero = zero && z0[i] == T(0);
       }
-      map_.load(constants_, l, row);
+      map_.lanes.load(constants_, l, row);
       row_[l] = row;
       put(l, Progress<double>{});
       put(l, AutoState<double>{});
@@ -194,9 +239,9 @@ class LaneTile {
       best |= lane_set<double>(runs & better) << at;
     });
     for_lanes(active_ & ~running, [&](int l) {
-      Progress<double> progress{first2_[l], best_r2_[l], best_f2_[l], int(best_step_[l]), int(steps_[l])};
-      status_[l] = judge(progress, r2[l], f2[l], rule_).status;
-      put(l, progress);
+      Progress<double> now = progress(l);
+      status_[l] = judge(now, r2[l], f2[l], rule_).status;
+      put(l, now);
     });
     return running;
   }
@@ -265,7 +310,7 @@ class LaneTile {
     });
     LaneSet entering = 0;
     for_lanes(changes, [&](int l) {
-      AutoState<double> state{int(mode_[l]), int(since_[l]), picard2_[l], entry_r2_[l], anderson2_[l]};
+      AutoState<double> state = choice(l);
       const bool was = auto_accelerating(state.mode);
       const bool now = choose(state, auto_rule_, int(steps_[l]), r2[l], previous_r2_[l], dot[l]);
       const LaneSet bit = LaneSet(1) << l;
@@ -322,6 +367,7 @@ class LaneTile {
   // Progress, AutoState and the rest of Slot, lane by lane
   LaneDoubles<T> first2_{}, best_r2_{}, best_f2_{}, previous_r2_{}, picard2_{}, entry_r2_{}, anderson2_{};
   LaneInts<T> best_step_{}, steps_{}, mode_{}, since_{}, accelerated_{};
+  Tile<T, RowMap> rest_;
 };
 
 }  // namespace ak::AK_ISA

@@ -24,9 +24,10 @@ inline bool narrow_pays(int64_t outputs, int64_t inputs) {
   return saved > 1.2 * (7 * double(inputs) / lanes + 3 * double(outputs) / lanes + 20);
 }
 
-// Whether the matrix unit multiplies sooner than vectors do, terms or digits of the rows to be made and sums to be put
-// together counted, in cycles of a processor that has one: two vectors a cycle, of floats or, mixed, of 8-bit changes
-// with the full products these need (benchmarks/NOTES.md).
+// Whether the matrix unit multiplies sooner than vectors do, by a margin: it gains nothing for rows by ones and twos,
+// and two threads of one core share it. Terms or digits of the rows to be made and sums to be put together count, in
+// cycles of a processor that has one: two vectors a cycle, of floats or, mixed, of 8-bit changes with the full products
+// these need (benchmarks/NOTES.md).
 inline bool unit_pays(int64_t outputs, int64_t inputs, bool mixed) {
   if (!AK_HAS_MATRIX_UNIT) return false;
 #if defined(AK_EMULATE_MATRIX_UNIT)
@@ -36,7 +37,7 @@ inline bool unit_pays(int64_t outputs, int64_t inputs, bool mixed) {
   const double products = double(outputs) * double(inputs);
   const double unit = products / 512 * (mixed ? 2.1 : 8.4) + (16 * double(inputs) + 10 * double(outputs)) / lanes + 40;
   const double vectors = products / lanes * (mixed ? 0.17 : 0.55);
-  return unit < vectors && inputs <= (1 << 16);  // whose sums of digits hold 32 bits
+  return 1.2 * unit < vectors && inputs <= (1 << 16);  // whose sums of digits hold 32 bits
 }
 
 template <class T>

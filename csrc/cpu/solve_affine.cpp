@@ -266,7 +266,7 @@ bool lanes_pay(const Weights<T>& weight, int64_t rows, int64_t dim, int threads)
 #endif
   const int64_t share = (rows + threads - 1) / threads;
   const int step = dim <= 48 ? 13 : 17;  // in a lane, at most, where one alone is 20
-  return fits_lanes<T>(dim) && weight.narrow == kFull && 20 * share >= step * round_up(share, kLanes<T>);
+  return fits_lanes<T>(dim) && weight.narrow == kFull && 20 * share >= step * kLanes<T>;
 }
 
 // f from the product in its place, of rows side by side.
@@ -333,6 +333,17 @@ class AffineLanes {
   const Function pass_;
 };
 
+// For rows side by side and, when few are left, for these row by row.
+template <class T>
+struct AffineBoth {
+  AffineLanes<T> lanes;
+  AffineMap<T> rows;
+
+  AffineBoth(const AffineProblem<T>& problem, const Weights<T>& weight, const Weights<T>& leak)
+      : lanes(problem, weight, leak), rows(problem, weight, leak) {}
+  int64_t slot_elements() const { return rows.slot_elements(); }
+};
+
 template <class T>
 void solve(const AffineProblem<T>& problem, const SolveOptions& options, const SolveResult<T>& result,
            const Executor& executor) {
@@ -345,7 +356,7 @@ void solve(const AffineProblem<T>& problem, const SolveOptions& options, const S
   const CellCost cost{products * weight.share(), double(problem.dim), weight.most_rows()};
   if (lanes_pay<T>(weight, problem.rows, problem.dim, threads))
     return solve_rows<T, LaneTile>(problem.rows, problem.dim, cost, options, problem.z0, result, threads, executor,
-                                   [&] { return AffineLanes<T>(problem, weight, leak); });
+                                   [&] { return AffineBoth<T>(problem, weight, leak); });
   solve_rows<T>(problem.rows, problem.dim, cost, options, problem.z0, result, threads, executor,
                 [&] { return AffineMap<T>(problem, weight, leak); });
 }
@@ -360,8 +371,8 @@ TilePlan tile_plan(int64_t rows, int64_t dim, const SolveOptions& options, int t
   const TileShape shape = tile_shape<T>(options, cost, rows, dim, map.slot_elements(), used);
   const Tile<T, AffineMap<T>> tile(map, dim, shape, options, nullptr, {}, rows);
   if (lanes_pay(weight, rows, dim, used)) {
-    const AffineLanes<T> lanes(problem, weight, weight);
-    const LaneTile<T, const AffineLanes<T>> tile(lanes, dim, shape, options, nullptr, {}, rows);
+    AffineBoth<T> both(problem, weight, weight);
+    const LaneTile<T, AffineBoth<T>> tile(both, dim, shape, options, nullptr, {}, rows);
     return {kLanes<T>,
             kLanes<T>,
             kLaneOutputs,

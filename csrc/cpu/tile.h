@@ -68,6 +68,11 @@ struct TileShape {
   double price;       // of an Anderson step with it
 };
 
+// Columns that Auto lets a row use that has taken so many Anderson steps.
+inline int columns(const TileShape& shape, int64_t accelerated) {
+  return accelerated > kAutoWindow ? shape.history : shape.short_history;
+}
+
 template <class T>
 inline StopRule<double> stop_rule(const SolveOptions& options) {
   return {options.rtol, options.atol, sizeof(T) == 8 ? 0x1p-52 : 0x1p-23, options.max_steps, options.min_steps};
@@ -113,19 +118,34 @@ class Tile {
         auto_rule_(auto_rule(shape.price, dim)),
         inverse_damping_(1 / options.damping) {}
 
+  int64_t used_ld() const { return used_ld_; }
+
   size_t scratch_bytes() const {
     const size_t per_slot = size_t(3 * ld_ + map_.slot_elements() + history_elements()) * sizeof(T);
     return size_t(shape_.rows) * (per_slot + sizeof(Slot<T>) + gram_elements() * sizeof(double)) + 128;
   }
 
   void solve(std::atomic<int64_t>& queue, void* scratch) {
-    place(static_cast<char*>(scratch));
-    int active = 0;
+    begin(scratch);
+    solve(queue);
+  }
+
+  // Instead, rows that another tile has begun: one after the other into a slot each, whose state is the caller's to
+  // put there, and then the rest of the queue with them.
+  void begin(void* scratch) {
+    place(scratch);
+    filled_ = 0;
+  }
+  Slot<T>& take_over(int64_t row) {
+    Slot<T>& slot = slots_[filled_++];
+    start(slot, row);
+    return slot;
+  }
+  void solve(std::atomic<int64_t>& queue) {
+    while (filled_ < shape_.rows && refill(slots_[filled_], queue)) ++filled_;
+    int active = filled_;
     Slot<T>* running[kMaxTile];
-    while (active < shape_.rows && refill(slots_[active], queue)) {
-      running[active] = &slots_[active];
-      ++active;
-    }
+    for (int i = 0; i < active; ++i) running[i] = &slots_[i];
     Evaluation<T> evaluation[kMaxTile];
     for (int i = 0; i < active; ++i) request(*running[i], {}, evaluation[i]);
     while (active > 0) {
@@ -149,7 +169,8 @@ class Tile {
 
   size_t gram_elements() const { return shape_.history > 1 ? size_t(shape_.history) * size_t(shape_.history) : 0; }
 
-  void place(char* memory) {
+  void place(void* scratch) {
+    char* memory = static_cast<char*>(scratch);
     slots_ = reinterpret_cast<Slot<T>*>(memory);
     memory += round_up(int64_t(sizeof(Slot<T>)) * shape_.rows, 64);
     double* gram = reinterpret_cast<double*>(memory);
@@ -171,6 +192,19 @@ class Tile {
   bool refill(Slot<T>& slot, std::atomic<int64_t>& queue) {
     const int64_t row = next_row(queue, rows_);
     if (row < 0) return false;
+    start(slot, row);
+    copy_padded(slot.x[0], z0_ + row * dim_, dim_, used_ld_);
+    Vec<T> any{};
+    for (int64_t i = 0; i < used_ld_; i += kLanes<T>) {
+      const Vec<T> x = load(slot.x[0] + i);
+      any = x == Vec<T>{} ? any : broadcast<T>(T(1));
+    }
+    slot.zero = sum_lanes<T>(any) == T(0);
+    return true;
+  }
+
+  // A slot before the row's first evaluation, but for x.
+  void start(Slot<T>& slot, int64_t row) {
     slot.row = row;
     slot.current = 0;
     slot.target = 1;
@@ -184,15 +218,8 @@ class Tile {
     slot.previous_r2 = 0;
     slot.anderson.clear();
     slot.anderson.limit = shape_.history;
-    copy_padded(slot.x[0], z0_ + row * dim_, dim_, used_ld_);
-    Vec<T> any{};
-    for (int64_t i = 0; i < used_ld_; i += kLanes<T>) {
-      const Vec<T> x = load(slot.x[0] + i);
-      any = x == Vec<T>{} ? any : broadcast<T>(T(1));
-    }
-    slot.zero = sum_lanes<T>(any) == T(0);
+    slot.zero = false;
     map_.load(slot.constants, row);
-    return true;
   }
 
   // The iterate before, where Auto wants it and it is still there.
@@ -292,7 +319,7 @@ class Tile {
     slot.accelerated += 1;
     if (slot.accelerated == kAutoWindow + 1 && within_tolerance(slot.choice.anderson2 * e.r2, e.f2, rule_))
       slot.accelerated = 1;
-    slot.anderson.limit = slot.accelerated > kAutoWindow ? shape_.history : shape_.short_history;
+    slot.anderson.limit = columns(shape_, slot.accelerated);
     return true;
   }
 
@@ -349,6 +376,7 @@ class Tile {
   const AutoRule<double> auto_rule_;
   const double inverse_damping_;
   Slot<T>* slots_ = nullptr;
+  int filled_ = 0;  // slots with a row in them, before the first evaluation
 };
 
 }  // namespace ak::AK_ISA
