@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -75,7 +76,9 @@ def measure(
 
     Each gets an equal share of the budget (seconds) and as many samples as fit into it, at least `min_repeats` and at
     most `max_repeats`; one whose single call exceeds its share gets SLOW_REPEATS. Whoever has fewer samples than
-    others sits out rounds evenly, so that all of them cover the same stretch of time.
+    others sits out rounds evenly, so that all of them cover the same stretch of time. Every round has an order of its
+    own, always the same ones: what a call leaves behind, in the caches or in threads that still spin, is not always
+    the same other's to bear.
 
     hints: seconds an earlier call took, by name. That call counts as the warm-up; a long one is taken at its word.
     stopwatch: None: the host's `clock`.
@@ -91,11 +94,13 @@ def measure(
         quota[name] = min(max(fitting, min_repeats if fitting else min(SLOW_REPEATS, min_repeats)), max_repeats)
     rounds = max(quota.values(), default=0)
     samples: dict[str, list[float]] = {name: [] for name in calls}
+    shuffled, order = random.Random(0), list(calls)
     with _no_collection():
         for turn in range(rounds):
-            for name, call in calls.items():
+            shuffled.shuffle(order)
+            for name in order:
                 if (turn + 1) * quota[name] // rounds > turn * quota[name] // rounds:
-                    samples[name].append(watch.sample(call, inner[name]))
+                    samples[name].append(watch.sample(calls[name], inner[name]))
     return {name: _summary(samples[name], inner[name]) for name in calls}
 
 
