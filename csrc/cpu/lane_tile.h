@@ -5,7 +5,8 @@
 // A lane whose row is done takes the next waiting one. Iterates lie in three buffers that turn at every step, x, f(x)
 // and the x before, and the best so far in a fourth, where it is copied once it is neither.
 //
-// A Map is a cell's fused evaluation:
+// A Map is a cell's fused evaluation, in two forms: `rows` is tile.h's, for what is left when most lanes are empty, and
+// `lanes`:
 //   int64_t slot_elements()                             constants of a row; a vector of all lanes for each
 //   void load(Vec<T>* constants, int lane, int64_t row)
 //   void evaluate(LaneEvaluation<T>&)                   f of all lanes

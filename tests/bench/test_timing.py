@@ -53,7 +53,9 @@ def test_the_slow_have_fewer_samples_spread_over_the_run():
     assert found["slow"].repeats == 10
     timed = clock.order[-60:]
     gaps = [i for i, name in enumerate(timed) if name == "slow"]
+    # Of every five rounds the last, on either side of the other call: from before it to after it are seven places.
     assert max(b - a for a, b in itertools.pairwise(gaps)) <= 7
+    assert all(place - i in (5 * i + 4, 5 * i + 5) for i, place in enumerate(gaps))
 
 
 def test_an_earlier_call_is_the_warm_up():
