@@ -42,6 +42,9 @@ struct Precision {
     return confirm || last || refresh || always_full || steps == 0 || steps + 1 >= max_steps || ending != kRunning;
   }
 
+  // Whether a residual expected of the next evaluation is so far below the last full one's.
+  AK_HD_MEMBER bool will_be_due(double r2, double f2, double refresh2) const { return r2 < refresh2 * level2 * f2; }
+
   // Takes in an evaluation; true where the map is not quite the one of the evaluation before.
   AK_HD_MEMBER bool observe(bool full, double r2, double f2, double refresh2) {
     const double now2 = f2 > 0 ? r2 / f2 : 0;

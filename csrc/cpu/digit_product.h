@@ -89,7 +89,7 @@ inline Packed pack_digits(const Matrix<float>& w, const DigitMatrix& to, int ind
         for (int digit = 0; digit < kDigits; ++digit) {
           const Rounded q = round_to_integer(rest * broadcast<float>(inverse[digit][n]));
           rest = fma<float>(-q.value, broadcast<float>(unit[digit][n]), rest);
-          const Bytes narrow = __builtin_convertvector(q.integer, Bytes);
+          const Bytes narrow = lowest_bytes(q.integer);
           std::memcpy(bytes[digit] + k, &narrow, sizeof narrow);
         }
       }
@@ -197,7 +197,7 @@ class DigitRows {
         const Rounded q = round_to_integer(keep(wanted - now) * inverse[d]);
         now = fma<float>(q.value, unit[d], now);
         if (diagonal_ != nullptr) said = fma<float>(q.value, unit[d], said);
-        const Bytes narrow = __builtin_convertvector(q.integer, Bytes);
+        const Bytes narrow = lowest_bytes(q.integer);
         std::memcpy(to[d] + place(k), &narrow, sizeof narrow);
       }
       if (after != nullptr) store(after + k, now);
@@ -214,38 +214,20 @@ class DigitRows {
   Row row_[kMaxTile];
 };
 
-// `groups` groups of rows times `columns` blocks of 16 outputs of one digit, the sums in registers, 4 of them at most,
-// and then in `to`, block by block of each group.
-template <int groups, int columns>
-inline void multiply_digit(const DigitMatrix& w, const DigitRows& rows, int digit, int block, int32_t* to) {
-  using Unit = MatrixUnit;
-  static_assert(groups * columns <= 4);
-  constexpr std::make_integer_sequence<int, groups> each_group{};
-  constexpr std::make_integer_sequence<int, columns> each_column{};
-  constexpr std::make_integer_sequence<int, groups * columns> each_sum{};
-  each(each_sum, [](auto i) { Unit::zero<i>(); });
-  for (int64_t step = 0; step < rows.steps(); ++step) {
-    const int64_t at = step * DigitMatrix::kRegister;
-    each(each_column, [&](auto c) {
-      constexpr int right = 6 + c % 2;
-      Unit::load<right>(w.block(digit, block + c) + at, kUnitBytes);
-      each(each_group, [&](auto g) {
-        // One column: the groups take turns in two registers.
-        constexpr int left = 4 + g % 2;
-        if constexpr (columns == 1 || c == 0) Unit::load<left>(rows.left(g) + at, kUnitBytes);
-        Unit::multiply_add_bytes<g * columns + c, left, right>();
-      });
-    });
-  }
-  each(each_sum, [&](auto i) { Unit::store<i>(to + i * kUnitWords, kUnitBytes); });
-}
-
 // The digits of `columns` blocks of W, added to the rows' products while their sums are in the first-level cache.
 template <int groups, int columns>
 inline void add_digits(const DigitMatrix& w, const DigitRows& rows, int block) {
   alignas(64) int32_t sums[kDigits][groups][columns][kUnitWords];
   for (int digit = 0; digit < kDigits; ++digit)
-    multiply_digit<groups, columns>(w, rows, digit, block, &sums[digit][0][0][0]);
+    multiply_bytes<groups, columns>(
+        rows.steps(),
+        [&](int g, int64_t step) {
+          return UnitPlace<const int8_t>{rows.left(g) + step * DigitMatrix::kRegister, kUnitBytes};
+        },
+        [&](int c, int64_t step) {
+          return UnitPlace<const int8_t>{w.block(digit, block + c) + step * DigitMatrix::kRegister, kUnitBytes};
+        },
+        [&](int g, int c) { return UnitPlace<int32_t>{sums[digit][g][c], kUnitBytes}; });
   const Vec<float> base = broadcast<float>(1 / kDigitBase);
   const int64_t first = int64_t(block) * kUnitColumns;
   Vec<float> scale[columns];

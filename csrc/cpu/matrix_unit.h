@@ -141,6 +141,46 @@ inline void each(std::integer_sequence<int, i...>, const Body& body) {
   (body(std::integral_constant<int, i>{}), ...);
 }
 
+// Where a register is loaded from or stored to: rows of 64 bytes, `stride` bytes apart.
+template <class Data>
+struct UnitPlace {
+  Data* data;
+  int64_t stride;
+};
+
+// Sums of products of 8-bit entries: `groups` groups of rows times `columns` blocks of 16 outputs, over `steps` times 64
+// inputs, all sums in registers, 4 of them at most. left(group, step), right(column, step) and to(group, column) are
+// UnitPlaces.
+template <int groups, int columns, class Left, class Right, class To>
+inline void multiply_bytes(int64_t steps, const Left& left, const Right& right, const To& to) {
+  using Unit = MatrixUnit;
+  static_assert(groups * columns <= 4);
+  constexpr std::make_integer_sequence<int, groups> each_group{};
+  constexpr std::make_integer_sequence<int, columns> each_column{};
+  constexpr std::make_integer_sequence<int, groups * columns> each_sum{};
+  each(each_sum, [](auto i) { Unit::zero<i>(); });
+  for (int64_t step = 0; step < steps; ++step) {
+    each(each_column, [&](auto c) {
+      constexpr int in_right = 6 + c % 2;
+      const auto weights = right(int(c), step);
+      Unit::load<in_right>(weights.data, weights.stride);
+      each(each_group, [&](auto g) {
+        // One column: the groups take turns in two registers.
+        constexpr int in_left = 4 + g % 2;
+        if constexpr (columns == 1 || c == 0) {
+          const auto rows = left(int(g), step);
+          Unit::load<in_left>(rows.data, rows.stride);
+        }
+        Unit::multiply_add_bytes<g * columns + c, in_left, in_right>();
+      });
+    });
+  }
+  each(each_sum, [&](auto i) {
+    const auto place = to(int(i) / columns, int(i) % columns);
+    Unit::store<i>(place.data, place.stride);
+  });
+}
+
 // Rows the calling thread's unit is configured for; 0: it is not.
 inline int& unit_rows() {
   thread_local int rows = 0;

@@ -25,6 +25,15 @@ namespace ak::AK_ISA {
 typedef uint8_t Bytes __attribute__((vector_size(AK_VECTOR_BYTES / 4)));
 typedef uint16_t Halves __attribute__((vector_size(AK_VECTOR_BYTES / 2)));
 
+// The lowest byte of each entry. By intrinsics, because GCC 12 may take the entries apart one by one.
+inline Bytes lowest_bytes(Vec<int32_t> x) {
+#if defined(__AVX512F__) && AK_VECTOR_BYTES == 64
+  return (Bytes)_mm512_maskz_cvtepi32_epi8(__mmask16(-1), (__m512i)x);
+#else
+  return __builtin_convertvector(x, Bytes);
+#endif
+}
+
 // The nearest integers to x, |x| < 2^22, as numbers and as themselves.
 struct Rounded {
   Vec<float> value;
@@ -121,7 +130,7 @@ struct Int8Product {
       store(last + i, fma<float>(q.value, scale, before));
       if (change.diagonal != nullptr)
         store(change.product + i, fma<float>(q.value * scale, load(change.diagonal + i), load(change.product + i)));
-      const Bytes narrow = __builtin_convertvector(q.integer + 128, Bytes);
+      const Bytes narrow = lowest_bytes(q.integer + 128);
       std::memcpy(bytes + i, &narrow, sizeof narrow);
     });
   }

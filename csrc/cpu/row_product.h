@@ -27,12 +27,14 @@ inline bool narrow_pays(int64_t outputs, int64_t inputs) {
 // Whether the matrix unit multiplies sooner than vectors do, by a margin: it gains nothing for rows by ones and twos,
 // and two threads of one core share it. Terms or digits of the rows to be made and sums to be put together count, in
 // cycles of a processor that has one: two vectors a cycle, of floats or, mixed, of 8-bit changes with the full products
-// these need (benchmarks/NOTES.md).
-inline bool unit_pays(int64_t outputs, int64_t inputs, bool mixed) {
+// these need (benchmarks/NOTES.md). Where rows take Newton steps, most products are in 8 bits whichever way, and those
+// in full decide.
+inline bool unit_pays(int64_t outputs, int64_t inputs, bool mixed, bool newton = false) {
   if (!AK_HAS_MATRIX_UNIT) return false;
 #if defined(AK_EMULATE_MATRIX_UNIT)
   return inputs > 1;  // wherever it can, for tests
 #endif
+  if (mixed && newton) return inputs <= (1 << 16);
   constexpr double lanes = kLanes<float>;
   const double products = double(outputs) * double(inputs);
   const double unit = products / 512 * (mixed ? 2.1 : 8.4) + (16 * double(inputs) + 10 * double(outputs)) / lanes + 40;
@@ -91,7 +93,8 @@ template <class T>
 struct PackRequest {
   Matrix<T> from;
   Weights<T>* to;
-  bool mixed = false;  // products of changes in few bits are welcome
+  bool mixed = false;   // products of changes in few bits are welcome
+  bool newton = false;  // rows take Newton steps where they can (newton.h)
 };
 
 // A row of constants as a one-column matrix: packed, it is the same row padded to whole vectors.
@@ -145,7 +148,7 @@ inline void place(const PackRequest<T>& request, Pieces& pieces) {
   Weights<T>& w = *request.to;
   w.full = {pieces.take<T>(PackedMatrix<T>::size(outputs, inputs)), outputs, inputs};
 #if AK_HAS_MATRIX_UNIT
-  if (sizeof(T) == 4 && unit_pays(outputs, inputs, request.mixed)) {
+  if (sizeof(T) == 4 && unit_pays(outputs, inputs, request.mixed, request.newton)) {
     if (request.mixed)
       w.digits = {pieces.take<int8_t>(DigitMatrix::size(outputs, inputs)), pieces.take<float>(w.padded_outputs()),
                   pieces.take<float>(w.padded_outputs()), outputs, inputs};
@@ -156,7 +159,9 @@ inline void place(const PackRequest<T>& request, Pieces& pieces) {
   w.narrow = first_narrow(request);
   if (w.narrow == kFull) return;
   const int units = (inputs + Bfloat16Product::kPerUnit - 1) / Bfloat16Product::kPerUnit;  // int8 needs half of it
-  w.units = {pieces.take<uint32_t>(PackedMatrix<uint32_t>::size(outputs, units)), outputs, units};
+  // The matrix unit reads whole registers of inputs (coarse_product.h).
+  const int64_t beyond = AK_HAS_MATRIX_UNIT ? kPanelVectors * kUnitWords : 0;
+  w.units = {pieces.take<uint32_t>(PackedMatrix<uint32_t>::size(outputs, units) + beyond), outputs, units};
   w.scale = pieces.take<float>(w.padded_outputs());
   w.start = pieces.take<int32_t>(w.padded_outputs() * ((units + kDepth - 1) / kDepth));
   w.diagonal = pieces.take<float>(w.padded_outputs());

@@ -1,5 +1,6 @@
 // f = leak * z + scale * phi(z W^T + u): the whole solve in one call. Its adjoint is the same with phi the
 // identity and scale = phi'(a).
+#include "newton.h"
 #include "solve_rows.h"
 
 namespace ak::AK_ISA {
@@ -179,6 +180,40 @@ RowFunction<T> row_function(const AffineProblem<T>& p, Reach reach) {
   });
 }
 
+// phi'(a) of a row whose product is known, zero past its end.
+template <class T>
+using SlopeFunction = void (*)(const AffineRows<T>&, const T* product, const Correction<T>&, T* to);
+
+template <class T, int kind, bool leaky, bool scaled>
+void affine_slopes(const AffineRows<T>& all, const T* product, const Correction<T>& c, T* to) {
+  using Math = Activations<VecOps<T>>;
+  const T *const u = c.constants, *const scale = u + all.ld;
+  const Vec<T> one = broadcast<T>(T(1));
+  for_row<T>(all.dim, [&](int64_t i, auto keep) {
+    Vec<T> slope;
+    if constexpr (scaled) {
+      slope = load(scale + i);
+    } else if constexpr (!leaky && (kind == kTanh || kind == kSigmoid)) {  // by f itself
+      const Vec<T> f = load(c.f + i);
+      slope = kind == kTanh ? fma<T>(-f, f, one) : f * (one - f);
+    } else if constexpr (kind == kPartialRelu) {
+      slope = Math::template derivative<kRelu>(load(product + i) + load(u + i));
+      for (int l = 0; l < kLanes<T>; ++l)
+        if (i + l < all.first_relu) slope[l] = T(1);
+    } else {
+      slope = Math::template derivative<kind>(load(product + i) + load(u + i));
+    }
+    store(to + i, keep(slope));
+  });
+}
+
+template <class T>
+SlopeFunction<T> slope_function(const AffineProblem<T>& p) {
+  return by_activation(p, [&]<int kind, bool scaled>() -> SlopeFunction<T> {
+    return p.leak != nullptr ? affine_slopes<T, kind, true, scaled> : affine_slopes<T, kind, false, scaled>;
+  });
+}
+
 // A slot holds u, scale where there is one, and what the product keeps.
 template <class T>
 class AffineMap {
@@ -192,7 +227,10 @@ class AffineMap {
         kept_at_(all_.ld * (problem.scale != nullptr ? 2 : 1)),
         rows_pass_(row_function(problem, moves_                   ? kMoving
                                          : weight.narrow == kInt8 ? kFar
-                                                                  : kNear)) {}
+                                                                  : kNear)),
+        newton_(weight) {
+    if (newton_.fits() && leaks_little()) slopes_ = slope_function(problem);
+  }
 
   int64_t slot_elements() const { return kept_at_ + product_.elements(moves_); }
   double refresh2() const { return refresh2_; }
@@ -232,7 +270,22 @@ class AffineMap {
       rows_pass_(all_, n - first < kGroup ? n - first : kGroup, products + first, rows + first);
   }
 
+  // Whether rows can be corrected, which writes their next iterates to f: of rows whose products have just been taken.
+  bool corrects() const { return slopes_ != nullptr; }
+  void correct(int n, Correction<T>* rows) {
+    newton_.solve(
+        n, rows, [&](const Correction<T>& c, T* to) { slopes_(all_, c.constants + kept_at_, c, to); }, all_.leak);
+  }
+
  private:
+  // Newton steps divide by 1 - leak.
+  bool leaks_little() const {
+    constexpr T kMost = T(0.9375);
+    for (int64_t i = 0; all_.leak != nullptr && i < all_.dim; ++i)
+      if (!(all_.leak[i] <= kMost && all_.leak[i] >= -1)) return false;
+    return true;
+  }
+
   const AffineProblem<T>& problem_;
   const bool moves_;
   const double refresh2_;
@@ -240,6 +293,8 @@ class AffineMap {
   const AffineRows<T> all_;
   const int64_t kept_at_;
   const RowFunction<T> rows_pass_;
+  NewtonSteps<T> newton_;
+  SlopeFunction<T> slopes_ = nullptr;
 };
 
 // Whether a state is small enough for rows to be solved side by side. Beyond, what all lanes spend on those few that
@@ -255,7 +310,7 @@ inline bool few_bits_pay(int64_t dim) {
 #if defined(AK_EMULATE_NARROW)
   return dim > 48;  // for tests
 #endif
-  return dim > (AK_HAS_MATRIX_UNIT ? 80 : 64);
+  return dim > 56;
 }
 
 // And whether a thread has the rows to fill its lanes. W packed for the matrix unit is not for lanes.
@@ -350,7 +405,8 @@ void solve(const AffineProblem<T>& problem, const SolveOptions& options, const S
   const double products = double(problem.dim) * double(problem.dim);
   const int threads = threads_for(problem.rows, products, executor.threads);
   Weights<T> weight, leak;
-  const PackRequest<T> requests[] = {{problem.weight, &weight, mixed_allowed(options) && few_bits_pay(problem.dim)},
+  const bool newton = options.solver == kAuto && options.damping == 1;
+  const PackRequest<T> requests[] = {{problem.weight, &weight, mixed_allowed(options) && few_bits_pay(problem.dim), newton},
                                      {vector_view(problem.leak, problem.dim), &leak}};
   pack(requests, problem.leak != nullptr ? 2 : 1, threads, executor);
   const CellCost cost{products * weight.share(), double(problem.dim), weight.most_rows()};

@@ -44,6 +44,26 @@ struct Evaluation {
   double dot;           // out, with previous: <f - x, x - previous>
 };
 
+// What a row's corrections have shown.
+struct Corrector {
+  bool on = false;     // the row's next iterates are corrections
+  bool plain = false;  // its equations are solved by successive substitution, not by conjugate residuals
+  double rate2 = 0;    // squared contraction of plain steps when they were chosen
+  int spent = 0;       // products
+};
+
+// A row's next iterate by other means than its solver's: the map's own.
+template <class T>
+struct Correction {
+  const T* x;
+  T* f;  // in: of x; out: the next iterate
+  T* constants;
+  double r2;    // |f - x|^2
+  double aim2;  // squared fall of the residual, to first order, that is enough
+  int most;     // products to spend
+  Corrector* corrector;
+};
+
 template <class T>
 struct Slot {
   int64_t row;
@@ -53,6 +73,8 @@ struct Slot {
   int accelerated;                            // Anderson steps, counted anew where a window calls for another
   bool zero;
   bool sound;        // the last evaluation was as good as one in full
+  bool corrected;    // the current iterate is a correction
+  Corrector corrector;
   double rounding2;  // Evaluation::rounding2 of it
   Precision precision;
   Progress<double> progress;
@@ -150,6 +172,7 @@ class Tile {
     for (int i = 0; i < active; ++i) request(*running[i], {}, evaluation[i]);
     while (active > 0) {
       map_.evaluate(active, evaluation);
+      corrections_ = 0;
       for (int i = active - 1; i >= 0; --i) {
         Slot<T>& slot = *running[i];
         Evaluation<T>& e = evaluation[i];
@@ -161,10 +184,14 @@ class Tile {
           e = evaluation[active];
         }
       }
+      if constexpr (kCorrects)
+        if (corrections_ > 0) map_.correct(corrections_, correction_);
     }
   }
 
  private:
+  static constexpr bool kCorrects = requires(Map& map, Correction<T>* c) { map.correct(1, c); };
+
   int64_t history_elements() const { return shape_.history > 0 ? AndersonRow<T>::elements(shape_.history, ld_) : 0; }
 
   size_t gram_elements() const { return shape_.history > 1 ? size_t(shape_.history) * size_t(shape_.history) : 0; }
@@ -211,6 +238,9 @@ class Tile {
     slot.last = slot.best = slot.previous = -1;
     slot.accelerated = 0;
     slot.sound = false;
+    slot.corrected = false;
+    slot.corrector = {};
+    if constexpr (kCorrects) slot.corrector.on = options_.solver == kAuto && options_.damping == 1 && map_.corrects();
     slot.rounding2 = -1;
     slot.precision = {};
     slot.progress = {};
@@ -224,8 +254,8 @@ class Tile {
 
   // The iterate before, where Auto wants it and it is still there.
   const T* before(const Slot<T>& slot) const {
-    return options_.solver == kAuto && auto_watchful(slot.choice.mode) && slot.previous >= 0 ? slot.x[slot.previous]
-                                                                                             : nullptr;
+    const bool wanted = options_.solver == kAuto && !slot.corrector.on && auto_watchful(slot.choice.mode);
+    return wanted && slot.previous >= 0 ? slot.x[slot.previous] : nullptr;
   }
 
   // g of the step before, where an Anderson step with one column would need it.
@@ -279,6 +309,7 @@ class Tile {
     const Judgement<double> verdict = judge(progress, e.r2, e.f2, rule_);
     if (result_.trace != nullptr)
       result_.trace[int64_t(progress.steps - 1) * rows_ + slot.row] = float(relative_residual(e.r2, e.f2));
+    if (slot.corrected && failed(slot, verdict, e.r2)) return back_to_best(slot, progress);
     if (slot.precision.hold(verdict)) {
       slot.progress.steps = progress.steps;
       return true;
@@ -288,6 +319,13 @@ class Tile {
     if (verdict.status != kRunning) return end(slot, verdict.status, e);
     T* const f = slot.x[slot.target];
     const T damping = T(options_.damping);
+    if (corrects(slot, e, jumped)) {
+      slot.precision.last = request_correction(slot, e);
+      slot.previous_r2 = e.r2;
+      turn_buffers(slot);
+      slot.previous = -1;
+      return true;
+    }
     if (accelerates(slot, e)) {
       const Whence<T> from{e.stands_for, e.moves};
       travel = anderson_advance<T>(slot.anderson, used_ld_, shape_.history, damping, options_.ridge, e.r2,
@@ -304,6 +342,48 @@ class Tile {
     if (refresh2_ > 0) slot.precision.last = !accelerating(slot) && next_converges(e.r2, slot.previous_r2, e.f2, rule_);
     slot.previous_r2 = e.r2;
     turn_buffers(slot);
+    return true;
+  }
+
+  // Whether the row's next iterate is a correction. It goes on with them as long as each brings as much as it is there
+  // for: the residual down to half.
+  bool corrects(Slot<T>& slot, const Evaluation<T>& e, bool jumped) {
+    bool& on = slot.corrector.on;
+    if (!on) return false;
+    constexpr double kLeastFall2 = 0.25;
+    if (slot.corrected && !jumped && e.r2 > kLeastFall2 * slot.previous_r2) on = false;
+    if (options_.max_steps - slot.corrector.spent < 1) on = false;
+    slot.corrected = on;
+    return on;
+  }
+
+  // Returns whether the evaluation after it had best be in full.
+  bool request_correction(Slot<T>& slot, const Evaluation<T>& e) {
+    // What 8 bits and the curvature of f leave room for; from a start that is far away, curvature takes most of it.
+    const double aim2 = slot.progress.steps == 1 ? 0.09 : 0.0025;
+    constexpr double kBelow2 = 0.25;  // the tolerance
+    const double bound = options_.atol + options_.rtol * square_root(e.f2);
+    const double wanted2 = kBelow2 * bound * bound / e.r2;
+    Correction<T>& c = correction_[corrections_++];
+    c = {slot.x[slot.current], slot.x[slot.target], slot.constants, e.r2, wanted2 > aim2 ? wanted2 : aim2,
+         options_.max_steps - slot.corrector.spent, &slot.corrector};
+    return wanted2 > aim2 || slot.precision.will_be_due(c.aim2 * e.r2, e.f2, refresh2_);
+  }
+
+  // Whether a correction led astray.
+  bool failed(const Slot<T>& slot, const Judgement<double>& verdict, double r2) const {
+    if (verdict.status == kConverged || verdict.new_best || slot.best < 0) return false;
+    return !(r2 <= slot.previous_r2);
+  }
+
+  // The row goes on from its best iterate, and without corrections.
+  bool back_to_best(Slot<T>& slot, const Progress<double>& progress) {
+    slot.progress.steps = progress.steps;
+    slot.corrected = slot.corrector.on = false;
+    slot.current = slot.best;
+    slot.target = slot.best == 0 ? 1 : 0;
+    slot.last = slot.previous = -1;
+    if (progress.steps >= options_.max_steps) slot.precision.ending = kMaxSteps;
     return true;
   }
 
@@ -377,6 +457,8 @@ class Tile {
   const double inverse_damping_;
   Slot<T>* slots_ = nullptr;
   int filled_ = 0;  // slots with a row in them, before the first evaluation
+  Correction<T> correction_[kMaxTile];
+  int corrections_ = 0;
 };
 
 }  // namespace ak::AK_ISA
