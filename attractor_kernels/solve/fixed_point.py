@@ -66,9 +66,10 @@ def fixed_point(
         keep: "last" returns the iterate a problem ended at, "best" the one with its lowest relative residual. A
             problem that diverged or met NaN or Inf returns its best finite iterate either way.
         trace: record the residual of every step in info.trace.
-        precision: "full", "mixed" (fused kernels may take products of differences in 8 or 16 bits, to the same true
-            residual) or None: mixed for bfloat16 and float16, else full where torch.get_float32_matmul_precision() is
-            "highest" and mixed where it is not.
+        precision: "full" (f is evaluated in full precision, always), "mixed" (fused kernels may take products of
+            differences in 8 or 16 bits, to the same true residual) or None: mixed for bfloat16 and float16, else full
+            where torch.get_float32_matmul_precision() is "highest" and mixed where it is not. Where Auto looks for
+            the next iterate may be found in fewer bits either way (`Auto`).
         backend: "auto", or "cuda", "triton", "cpu", "reference" by name: an error where it cannot run the solve. What
             has no kernel in any of them (Broyden, a state that torch.func transforms) runs in plain torch.
 

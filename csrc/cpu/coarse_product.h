@@ -38,7 +38,7 @@ class CoarseProduct {
   static constexpr float kLargest = 127;  // of the integers, in size
 
   // Whether there are such weights.
-  static bool fits(const Weights<float>& w) { return w.narrow == kInt8 || w.narrow == kDigitwise; }
+  static bool fits(const Weights<float>& w) { return w.coarse || w.narrow == kInt8 || w.narrow == kDigitwise; }
 
   explicit CoarseProduct(const Weights<float>& w)
       : weights_(w),

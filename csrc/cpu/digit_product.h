@@ -47,14 +47,13 @@ constexpr float kMostSpread = 16;
 
 enum class Packed { kWell, kSpread, kNotFit };
 
-// Packs 16 outputs, without the diagonal where to.diagonal has a place for it, and says how well digits hold them.
+// Packs 16 outputs, without the diagonal where to.diagonal has a place for it, if digits hold them well, and says so.
 inline Packed pack_digits(const Matrix<float>& w, const DigitMatrix& to, int index) {
   constexpr int lanes = kLanes<float>;
   static_assert(lanes == kUnitColumns);
   const int64_t first = int64_t(index) * kUnitColumns, padded = to.steps() * kUnitBytes;
   float* const rows = static_cast<float*>(product_scratch().get(size_t(kUnitColumns * padded) * sizeof(float)));
   gather_outputs(w, first, 0, padded, rows);
-  Packed how = Packed::kWell;
   float unit[kDigits][kUnitColumns], inverse[kDigits][kUnitColumns];
   for (int n = 0; n < kUnitColumns; ++n) {
     float* const row = rows + n * padded;
@@ -72,7 +71,7 @@ inline Packed pack_digits(const Matrix<float>& w, const DigitMatrix& to, int ind
     const float largest = largest_lane<float>(most), total = sum_lanes<float>(sum);
     const float apart = to.diagonal != nullptr ? to.diagonal[first + n] : 0.0f;
     if (!fit_for_unit(largest, total) || !(apart <= 1e25f && apart >= -1e25f)) return Packed::kNotFit;
-    if (largest * float(to.inputs) > kMostSpread * total) how = Packed::kSpread;
+    if (largest * float(to.inputs) > kMostSpread * total) return Packed::kSpread;
     float one = largest > kLeastScaled ? largest / kDigit : 0.0f;
     for (int digit = 0; digit < kDigits; ++digit, one /= kDigitBase) {
       unit[digit][n] = one;
@@ -100,7 +99,7 @@ inline Packed pack_digits(const Matrix<float>& w, const DigitMatrix& to, int ind
       std::memcpy(to.block(digit, index) + step * DigitMatrix::kRegister, quads[digit], sizeof quads[digit]);
     }
   }
-  return how;
+  return Packed::kWell;
 }
 
 // What rounding to one digit leaves of a change, squared and relative to it, that needs a second.

@@ -34,6 +34,18 @@ inline Bytes lowest_bytes(Vec<int32_t> x) {
 #endif
 }
 
+// The nearest integers to x, or the furthest that a signed byte holds, with the bits of `flip` turned.
+inline Bytes nearest_bytes(Vec<float> x, uint8_t flip) {
+#if defined(__AVX512F__) && AK_VECTOR_BYTES == 64
+  const __m512i whole = _mm512_maskz_cvtps_epi32(__mmask16(-1), (__m512)x);
+  return (Bytes)_mm512_maskz_cvtsepi32_epi8(__mmask16(-1), whole) ^ flip;
+#else
+  const Vec<float> most = broadcast<float>(127.0f), magic = broadcast<float>(12582912.0f);  // 1.5 * 2^23
+  const Vec<float> shifted = VecOps<float>::max(-most, VecOps<float>::min(most, x)) + magic;
+  return __builtin_convertvector((Vec<int32_t>)shifted, Bytes) ^ flip;
+#endif
+}
+
 // The nearest integers to x, |x| < 2^22, as numbers and as themselves.
 struct Rounded {
   Vec<float> value;

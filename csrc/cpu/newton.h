@@ -71,7 +71,6 @@ class NewtonSteps<float, true> {
     float *slope, *r, *image, *product, *total;  // image: (1 - J) p; product: W p; total: W d
     float largest, unit;                         // entry of r, in size; what its integers count in
     double r2, image2;
-    float growth;  // of the largest entry, from one step to the next
     int taken;
     bool fresh;  // no direction yet
   };
@@ -110,34 +109,45 @@ class NewtonSteps<float, true> {
     row.fresh = true;
   }
 
+  uint8_t* bytes(int at) const { return bytes_ + at * product_.row_bytes(); }
+  float* out(int at) const { return reinterpret_cast<float*>(sums_ + at * product_.row_sums()); }
+  uint8_t flip() const { return signed_ ? 0 : 128; }
+
+  // How r is counted in integers.
+  struct Unit {
+    float unit, inverse;
+  };
+  static Unit unit_for(float largest) {
+    const bool sane = largest > kLeastScaled && largest < 1e38f;
+    return {sane ? largest / CoarseProduct::kLargest : 0.0f, sane ? CoarseProduct::kLargest / largest : 0.0f};
+  }
+
   // r as integers, for the product's row `at`.
   void take_bytes(Row& row, int at) const {
-    const bool sane = row.largest > kLeastScaled && row.largest < 1e38f;
-    row.unit = sane ? row.largest / CoarseProduct::kLargest : 0.0f;
-    const Vec<float> inverse = broadcast<float>(sane ? CoarseProduct::kLargest / row.largest : 0.0f);
-    // The lowest byte of a sum with 1.5 * 2^23 is the nearest integer to the other operand.
-    const Vec<float> magic = broadcast<float>(signed_ ? 12582912.0f : 12582912.0f + 128);
+    const Unit unit = unit_for(row.largest);
+    row.unit = unit.unit;
+    const Vec<float> inverse = broadcast<float>(unit.inverse);
     const float* const r = row.r;
-    uint8_t* const to = bytes_ + at * product_.row_bytes();
-    const int64_t dim = dim_, end = round_up(dim, kLanes<float>);
-    for (int64_t i = 0; i < dim; i += kLanes<float>) {
-      const Bytes narrow = lowest_bytes((Vec<int32_t>)fma<float>(load(r + i), inverse, magic));
+    uint8_t* const to = bytes(at);
+    const uint8_t turned = flip();
+    const int64_t dim = dim_, padded = product_.row_bytes();
+    int64_t i = 0;
+    for (; i < dim; i += kLanes<float>) {
+      const Bytes narrow = nearest_bytes(load(r + i) * inverse, turned);
       std::memcpy(to + i, &narrow, sizeof narrow);
     }
     const Bytes none{};
-    for (int64_t i = end; i < product_.row_bytes(); i += kLanes<float>) std::memcpy(to + i, &none, sizeof none);
+    for (; i < padded; i += kLanes<float>) std::memcpy(to + i, &none, sizeof none);
   }
 
   // The integers of all rows, for who wants them the other way.
   void turn_signs(int count) {
     signed_ = !signed_;
     for (int i = 0; i < count; ++i) {
-      uint8_t* const row = bytes_ + i * product_.row_bytes();
+      uint8_t* const row = bytes(i);
       for (int64_t k = 0; k < round_up(dim_, kLanes<float>); ++k) row[k] ^= 128;
     }
   }
-
-  float* out(int at) const { return reinterpret_cast<float*>(sums_ + at * product_.row_sums()); }
 
   // A step of `some` rows from the first-th active one on. Those that go on move up to `left`, which counts them.
   template <bool leaky>
@@ -159,7 +169,10 @@ class NewtonSteps<float, true> {
       row.taken += 1;
       row.largest = largest[i];
       if (row.r2 <= rows[id].aim2 * rows[id].r2 || row.taken >= rows[id].most) continue;
-      take_bytes(row, left);
+      if (!plain)
+        take_bytes(row, left);
+      else if (left != first + i)
+        std::memcpy(bytes(left), bytes(first + i), size_t(product_.row_bytes()));
       active_[left++] = id;
     }
   }
@@ -169,7 +182,10 @@ class NewtonSteps<float, true> {
                       bool* goes_on) {
     Vec<float> square[kGroup];
     for (int i = some; i < kGroup; ++i) square[i] = Vec<float>{};
-    for (int i = 0; i < some; ++i) substitute<leaky>(rows_[active_[first + i]], out(first + i), leak, square[i], most[i]);
+    for (int i = 0; i < some; ++i) {
+      const int id = active_[first + i];
+      substitute<leaky>(rows_[id], first + i, rows[id].corrector->reach, leak, square[i], most[i]);
+    }
     float sums[kGroup];
     sum_lanes_of_each<kGroup>(square, sums);
     for (int i = 0; i < some; ++i) {
@@ -218,6 +234,8 @@ class NewtonSteps<float, true> {
       if (row.taken >= kSettled && r2 > kNearly * plain2) {
         rows[id].corrector->plain = true;
         rows[id].corrector->rate2 = plain2 / row.r2;
+        constexpr float kSpare = 1.25f;
+        rows[id].corrector->reach = kSpare * float(square_root(plain2 / row.r2));
       }
       row.image2 = image2;
       row.r2 = r2;
@@ -226,11 +244,12 @@ class NewtonSteps<float, true> {
   }
 
   // W r from its sums of integers
-  Vec<float> number(const float* out, const float* r, Vec<float> unit, int64_t i) const {
+  static Vec<float> number(const float* out, const float* scale, const float* diagonal, const float* r,
+                           Vec<float> unit, int64_t i) {
     Vec<int32_t> sum;
     std::memcpy(&sum, out + i, sizeof sum);
-    Vec<float> wr = __builtin_convertvector(sum, Vec<float>) * (unit * load(product_.scale() + i));
-    if (product_.diagonal() != nullptr) wr = fma<float>(load(product_.diagonal() + i), load(r + i), wr);
+    Vec<float> wr = __builtin_convertvector(sum, Vec<float>) * (unit * load(scale + i));
+    if (diagonal != nullptr) wr = fma<float>(load(diagonal + i), load(r + i), wr);
     return wr;
   }
 
@@ -241,23 +260,31 @@ class NewtonSteps<float, true> {
     return leaky ? fma<float>(-load(leak + i), r, image) : image;
   }
 
-  // Successive substitution: r is J r from now on.
+  // Successive substitution: r is J r from now on. It is counted in integers while it is made, by a guess at its largest
+  // entry: `reach` times the last one. One that is larger still loses a little.
   template <bool leaky>
-  void substitute(const Row& row, const float* out, const float* leak, Vec<float>& square, Vec<float>& most) const {
-    const Vec<float> unit = broadcast<float>(row.unit);
-    const float* const slope = row.slope;
+  void substitute(Row& row, int at, float reach, const float* leak, Vec<float>& square, Vec<float>& most) const {
+    const Unit next = unit_for(row.largest * reach);
+    const Vec<float> unit = broadcast<float>(row.unit), inverse = broadcast<float>(next.inverse);
+    const float *const slope = row.slope, *const sums = out(at);
+    const float *const scale = product_.scale(), *const diagonal = product_.diagonal();
     float *const r_row = row.r, *const total = row.total;
+    uint8_t* const to = bytes(at);
+    const uint8_t turned = flip();
     const int64_t dim = dim_;
     Vec<float> sum{}, largest{};
     for (int64_t i = 0; i < dim; i += kLanes<float>) {
-      const Vec<float> wr = number(out, r_row, unit, i);
+      const Vec<float> wr = number(sums, scale, diagonal, r_row, unit, i);
       Vec<float> r = load(slope + i) * wr;
       if constexpr (leaky) r = fma<float>(load(leak + i), load(r_row + i), r);
       store(r_row + i, r);
       store(total + i, load(total + i) + wr);
       sum = fma<float>(r, r, sum);
       largest = VecOps<float>::max(largest, VecOps<float>::abs(r));
+      const Bytes narrow = nearest_bytes(r * inverse, turned);
+      std::memcpy(to + i, &narrow, sizeof narrow);
     }
+    row.unit = next.unit;
     square = sum;
     most = largest;
   }
@@ -267,10 +294,11 @@ class NewtonSteps<float, true> {
   void measure(const Row& row, float* out, const float* leak, Vec<float>* sums) const {
     const Vec<float> unit = broadcast<float>(row.unit);
     const float *const slope = row.slope, *const r_row = row.r, *const image_row = row.image;
+    const float *const scale = product_.scale(), *const diagonal = product_.diagonal();
     const int64_t dim = dim_;
     Vec<float> cross{}, square{}, along{};
     for (int64_t i = 0; i < dim; i += kLanes<float>) {
-      const Vec<float> r = load(r_row + i), wr = number(out, r_row, unit, i);
+      const Vec<float> r = load(r_row + i), wr = number(out, scale, diagonal, r_row, unit, i);
       const Vec<float> image = image_of<leaky>(load(slope + i), r, leak, wr, i);
       store(out + i, wr);
       if constexpr (!fresh) cross = fma<float>(image, load(image_row + i), cross);

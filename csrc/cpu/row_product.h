@@ -50,6 +50,7 @@ struct Weights {
   DigitMatrix digits{};  // kDigitwise only
 #endif
   Narrow narrow = kFull;  // what the changes of x are multiplied by
+  bool coarse = false;    // `units` are 8-bit weights for Newton steps alone (coarse_product.h)
   PackedMatrix<uint32_t> units{};
   float* scale = nullptr;    // [outputs], int8 only
   int32_t* start = nullptr;  // [slices, outputs], int8 only
@@ -94,7 +95,7 @@ struct PackRequest {
   Matrix<T> from;
   Weights<T>* to;
   bool mixed = false;   // products of changes in few bits are welcome
-  bool newton = false;  // rows take Newton steps where they can (newton.h)
+  bool newton = false;  // rows take Newton steps where they can (newton.h), in 8 bits whether mixed or not
 };
 
 // A row of constants as a one-column matrix: packed, it is the same row padded to whole vectors.
@@ -143,6 +144,11 @@ inline Narrow first_narrow(const PackRequest<T>& request) {
 }
 
 template <class T>
+inline bool wants_coarse(const PackRequest<T>& request) {
+  return AK_HAS_INT8 && sizeof(T) == 4 && request.newton;
+}
+
+template <class T>
 inline void place(const PackRequest<T>& request, Pieces& pieces) {
   const int outputs = int(request.from.outputs), inputs = int(request.from.inputs);
   Weights<T>& w = *request.to;
@@ -157,7 +163,7 @@ inline void place(const PackRequest<T>& request, Pieces& pieces) {
   }
 #endif
   w.narrow = first_narrow(request);
-  if (w.narrow == kFull) return;
+  if (w.narrow == kFull && !wants_coarse(request)) return;
   const int units = (inputs + Bfloat16Product::kPerUnit - 1) / Bfloat16Product::kPerUnit;  // int8 needs half of it
   // The matrix unit reads whole registers of inputs (coarse_product.h).
   const int64_t beyond = AK_HAS_MATRIX_UNIT ? kPanelVectors * kUnitWords : 0;
@@ -220,21 +226,27 @@ inline void for_panels(int panels, int threads, const Executor& executor, const 
   run_tasks(executor, tasks, share);
 }
 
-// W in as few bits as it bears: what was packed first, W without its diagonal, bfloat16, or none.
+// Whether W's panels, packed in 8 bits, bear that: as they are, or without the diagonal, for which `diagonal` has a
+// place.
+inline bool settle_int8(Weights<float>& w, float* diagonal, int threads, const Executor& executor) {
+  if (close_enough(w, kGoodError)) return true;
+  if (w.full.outputs == w.full.inputs) {
+    w.diagonal = diagonal;
+    for_panels(w.full.panels(), threads, executor, [&](int p) { narrow_panel_off_diagonal(w, p); });
+  }
+  if (close_enough(w, Int8Product::kMostError)) return true;
+  w.diagonal = nullptr;
+  return false;
+}
+
+// W in as few bits as it bears: what was packed first, bfloat16, or none.
 inline void settle_narrow(Weights<float>& w, float* diagonal, int threads, const Executor& executor) {
-  const int panels = w.full.panels();
   if (w.narrow == kInt8) {
-    if (close_enough(w, kGoodError)) return;
-    if (w.full.outputs == w.full.inputs) {
-      w.diagonal = diagonal;
-      for_panels(panels, threads, executor, [&](int p) { narrow_panel_off_diagonal(w, p); });
-    }
-    if (close_enough(w, Int8Product::kMostError)) return;
-    w.diagonal = nullptr;
+    if (settle_int8(w, diagonal, threads, executor)) return;
     w.narrow = AK_HAS_BFLOAT16 ? kBfloat16 : kFull;
     if (w.narrow == kFull) return;
     set_units<Bfloat16Product>(w);
-    for_panels(panels, threads, executor, [&](int p) { narrow_panel<Bfloat16Product>(w, p); });
+    for_panels(w.full.panels(), threads, executor, [&](int p) { narrow_panel<Bfloat16Product>(w, p); });
   }
   if (!close_enough(w, Bfloat16Product::kMostError)) w.narrow = kFull;
 }
@@ -287,20 +299,26 @@ inline void pack_one(const PackRequest<T>& request, int threads, const Executor&
   Weights<T>& w = *request.to;
   if (request.from.outputs * request.from.inputs < kWorthThreads) threads = 1;
   if constexpr (sizeof(T) == 4) {
+    bool packed = false;
 #if AK_HAS_MATRIX_UNIT
-    if (pack_for_unit(request, threads, executor)) return;
+    packed = pack_for_unit(request, threads, executor);
 #endif
-    if (w.narrow != kFull) {
+    if (packed && (request.mixed || !wants_coarse(request))) return;
+    if (w.narrow != kFull || wants_coarse(request)) {
       // A panel is packed in few bits while it is in the cache.
       float* const diagonal = w.diagonal;
       w.diagonal = nullptr;
-      const bool int8 = w.narrow == kInt8;
+      const bool int8 = w.narrow != kBfloat16;
       int8 ? set_units<Int8Product>(w) : set_units<Bfloat16Product>(w);
       for_panels(w.full.panels(), threads, executor, [&](int p) {
         pack_panel(request.from, w.full, p);
         int8 ? narrow_panel<Int8Product>(w, p) : narrow_panel<Bfloat16Product>(w, p);
       });
-      return settle_narrow(w, diagonal, threads, executor);
+      if (w.narrow == kFull)
+        w.coarse = settle_int8(w, diagonal, threads, executor);
+      else
+        settle_narrow(w, diagonal, threads, executor);
+      return;
     }
   }
   for_panels(w.full.panels(), threads, executor, [&](int p) { pack_panel(request.from, w.full, p); });

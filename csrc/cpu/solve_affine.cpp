@@ -180,22 +180,38 @@ RowFunction<T> row_function(const AffineProblem<T>& p, Reach reach) {
   });
 }
 
-// phi'(a) of a row whose product is known, zero past its end.
+// phi'(a) of a row, zero past its end, by `product` or, where that is gone, by f.
 template <class T>
 using SlopeFunction = void (*)(const AffineRows<T>&, const T* product, const Correction<T>&, T* to);
+
+// phi'(a) by phi(a), but of activations that do not tell.
+template <class T, int kind>
+Vec<T> slope_at(Vec<T> phi) {
+  using Math = Activations<VecOps<T>>;
+  const Vec<T> one = broadcast<T>(T(1));
+  if constexpr (kind == kTanh) return fma<T>(-phi, phi, one);
+  if constexpr (kind == kSigmoid) return phi * (one - phi);
+  if constexpr (kind == kSoftplus) return one - Math::exp(-phi);
+  if constexpr (kind == kRelu) return phi > Vec<T>{} ? one : Vec<T>{};
+  return one;
+}
+
+// Whether it does. With a leak phi(a) is had by a difference, whose sign is nothing to go by.
+constexpr bool slope_by_value(int kind, bool leaky) {
+  return kind == kIdentity || kind == kTanh || kind == kSigmoid || kind == kSoftplus || (kind == kRelu && !leaky);
+}
 
 template <class T, int kind, bool leaky, bool scaled>
 void affine_slopes(const AffineRows<T>& all, const T* product, const Correction<T>& c, T* to) {
   using Math = Activations<VecOps<T>>;
   const T *const u = c.constants, *const scale = u + all.ld;
-  const Vec<T> one = broadcast<T>(T(1));
   for_row<T>(all.dim, [&](int64_t i, auto keep) {
     Vec<T> slope;
     if constexpr (scaled) {
       slope = load(scale + i);
-    } else if constexpr (!leaky && (kind == kTanh || kind == kSigmoid)) {  // by f itself
+    } else if constexpr (slope_by_value(kind, leaky)) {
       const Vec<T> f = load(c.f + i);
-      slope = kind == kTanh ? fma<T>(-f, f, one) : f * (one - f);
+      slope = slope_at<T, kind>(leaky ? fma<T>(-load(all.leak + i), load(c.x + i), f) : f);
     } else if constexpr (kind == kPartialRelu) {
       slope = Math::template derivative<kRelu>(load(product + i) + load(u + i));
       for (int l = 0; l < kLanes<T>; ++l)
@@ -207,9 +223,15 @@ void affine_slopes(const AffineRows<T>& all, const T* product, const Correction<
   });
 }
 
+// null: no Newton steps, which divide by 1 - leak, or no slope without the product.
 template <class T>
-SlopeFunction<T> slope_function(const AffineProblem<T>& p) {
+SlopeFunction<T> slope_function(const AffineProblem<T>& p, bool has_product) {
+  constexpr T kMostLeak = T(0.9375);
+  for (int64_t i = 0; p.leak != nullptr && i < p.dim; ++i)
+    if (!(p.leak[i] <= kMostLeak && p.leak[i] >= -1)) return nullptr;
   return by_activation(p, [&]<int kind, bool scaled>() -> SlopeFunction<T> {
+    const bool by_value = scaled || slope_by_value(kind, p.leak != nullptr);
+    if (!by_value && !has_product) return nullptr;
     return p.leak != nullptr ? affine_slopes<T, kind, true, scaled> : affine_slopes<T, kind, false, scaled>;
   });
 }
@@ -229,7 +251,7 @@ class AffineMap {
                                          : weight.narrow == kInt8 ? kFar
                                                                   : kNear)),
         newton_(weight) {
-    if (newton_.fits() && leaks_little()) slopes_ = slope_function(problem);
+    if (newton_.fits()) slopes_ = slope_function(problem, weight.narrow != kFull);
   }
 
   int64_t slot_elements() const { return kept_at_ + product_.elements(moves_); }
@@ -278,14 +300,6 @@ class AffineMap {
   }
 
  private:
-  // Newton steps divide by 1 - leak.
-  bool leaks_little() const {
-    constexpr T kMost = T(0.9375);
-    for (int64_t i = 0; all_.leak != nullptr && i < all_.dim; ++i)
-      if (!(all_.leak[i] <= kMost && all_.leak[i] >= -1)) return false;
-    return true;
-  }
-
   const AffineProblem<T>& problem_;
   const bool moves_;
   const double refresh2_;
@@ -304,16 +318,26 @@ constexpr bool fits_lanes(int64_t dim) {
   return kLanes<T> >= 4 && dim >= 1 && dim <= (AK_VECTOR_BYTES == 64 ? 80 : 48);
 }
 
-// Whether products of changes in few bits, row by row, are sooner done than those in full side by side. Of processors
-// with a matrix unit even vectors multiply twice as fast.
-inline bool few_bits_pay(int64_t dim) {
+// Whether Newton steps, row by row, are sooner done than a solve side by side without.
+inline bool newton_pays(const SolveOptions& options, int64_t dim) {
 #if defined(AK_EMULATE_NARROW)
-  return dim > 48;  // for tests
+  constexpr int64_t kMost = 48;  // for tests
+#else
+  constexpr int64_t kMost = 56;
 #endif
-  return dim > 56;
+  return options.solver == kAuto && options.damping == 1 && dim > kMost;
 }
 
-// And whether a thread has the rows to fill its lanes. W packed for the matrix unit is not for lanes.
+// Whether, then, evaluations between them are sooner done by changes in few bits than in full.
+inline bool few_bits_pay(int64_t dim) {
+#if defined(AK_EMULATE_NARROW)
+  return dim > 48;
+#endif
+  return dim > 64;
+}
+
+// Whether a solve side by side pays: a thread has the rows to fill its lanes. W packed for the matrix unit or in few bits
+// is not for lanes.
 template <class T>
 bool lanes_pay(const Weights<T>& weight, int64_t rows, int64_t dim, int threads) {
 #if AK_HAS_MATRIX_UNIT
@@ -321,7 +345,7 @@ bool lanes_pay(const Weights<T>& weight, int64_t rows, int64_t dim, int threads)
 #endif
   const int64_t share = (rows + threads - 1) / threads;
   const int step = dim <= 48 ? 13 : 17;  // in a lane, at most, where one alone is 20
-  return fits_lanes<T>(dim) && weight.narrow == kFull && 20 * share >= step * kLanes<T>;
+  return fits_lanes<T>(dim) && weight.narrow == kFull && !weight.coarse && 20 * share >= step * kLanes<T>;
 }
 
 // f from the product in its place, of rows side by side.
@@ -405,8 +429,9 @@ void solve(const AffineProblem<T>& problem, const SolveOptions& options, const S
   const double products = double(problem.dim) * double(problem.dim);
   const int threads = threads_for(problem.rows, products, executor.threads);
   Weights<T> weight, leak;
-  const bool newton = options.solver == kAuto && options.damping == 1;
-  const PackRequest<T> requests[] = {{problem.weight, &weight, mixed_allowed(options) && few_bits_pay(problem.dim), newton},
+  const bool mixed = mixed_allowed(options) && few_bits_pay(problem.dim);
+  const bool newton = newton_pays(options, problem.dim) && slope_function(problem, mixed) != nullptr;
+  const PackRequest<T> requests[] = {{problem.weight, &weight, mixed, newton},
                                      {vector_view(problem.leak, problem.dim), &leak}};
   pack(requests, problem.leak != nullptr ? 2 : 1, threads, executor);
   const CellCost cost{products * weight.share(), double(problem.dim), weight.most_rows()};
@@ -422,7 +447,8 @@ TilePlan tile_plan(int64_t rows, int64_t dim, const SolveOptions& options, int t
   const CellCost cost{double(dim) * double(dim), double(dim)};
   const int used = threads_for(rows, cost.products, threads);
   const AffineProblem<T> problem{.rows = rows, .dim = dim};
-  const Weights<T> weight{.full = {nullptr, int(dim), int(dim)}};
+  const bool coarse = AK_HAS_INT8 && sizeof(T) == 4 && newton_pays(options, dim);
+  const Weights<T> weight{.full = {nullptr, int(dim), int(dim)}, .coarse = coarse};
   AffineMap<T> map(problem, weight, weight);
   const TileShape shape = tile_shape<T>(options, cost, rows, dim, map.slot_elements(), used);
   const Tile<T, AffineMap<T>> tile(map, dim, shape, options, nullptr, {}, rows);
@@ -463,7 +489,7 @@ TilePlan tile_plan(int64_t rows, int64_t dim, const SolveOptions& options, int t
 AK_DEFINE_SOLVE(solve_affine, AffineProblem)
 
 TilePlan plan_affine(int64_t rows, int64_t dim, int solver, int history, int element_size, int threads) {
-  const SolveOptions options{.solver = solver, .history = history};
+  const SolveOptions options{.solver = solver, .history = history, .damping = 1};
   return element_size == 8 ? tile_plan<double>(rows, dim, options, threads)
                            : tile_plan<float>(rows, dim, options, threads);
 }

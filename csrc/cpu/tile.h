@@ -49,6 +49,7 @@ struct Corrector {
   bool on = false;     // the row's next iterates are corrections
   bool plain = false;  // its equations are solved by successive substitution, not by conjugate residuals
   double rate2 = 0;    // squared contraction of plain steps when they were chosen
+  float reach = 1;     // how large, of the largest entry of r, the next step's may be expected to be
   int spent = 0;       // products
 };
 
