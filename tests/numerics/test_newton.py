@@ -1,4 +1,4 @@
-"""Auto corrects the affine cell's rows by Newton steps: where these help, and where they must not lead anywhere else."""
+"""Auto corrects the affine cell's rows by Newton steps: where these help, and where they must not lead astray."""
 
 from __future__ import annotations
 
