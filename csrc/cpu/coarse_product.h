@@ -1,8 +1,8 @@
-// Products W q for rows q of 8-bit integers, W in 8 bits too: about a hundredth of what W and a row hold, for the linear
-// equations of a Newton step (newton.h), which bear that.
+// Products W q for rows q of 8-bit integers, W in 8 bits too: about a hundredth of what W and a row hold, for the
+// linear equations of a Newton step (newton.h), which bear that.
 //
-// Sums are integers and exact, whoever adds them up: vectors for few rows, the matrix unit for more. A row's bits do not
-// depend on the choice.
+// Sums are integers and exact, whoever adds them up: vectors for few rows, the matrix unit for more. A row's bits do
+// not depend on the choice.
 #pragma once
 
 #include "row_product.h"
@@ -90,7 +90,8 @@ class CoarseProduct {
   static constexpr int kColumns = 16;
 
   UnitPlace<const void> right(int block, int64_t step) const {
-    if (weights_.narrow == kDigitwise) return {weights_.digits.block(0, block) + step * DigitMatrix::kRegister, kUnitBytes};
+    if (weights_.narrow == kDigitwise)
+      return {weights_.digits.block(0, block) + step * DigitMatrix::kRegister, kUnitBytes};
     const int panel = block / kPanelVectors;
     const int64_t width = weights_.units.panel_vectors(panel) * kColumns;
     return {weights_.units.panel(panel) + step * kUnitRows * width + block % kPanelVectors * kColumns, width * 4};

@@ -5,8 +5,8 @@
 // a circle they converge as Picard steps do, on real ones twice as fast and more. What 8 bits and the curvature of f
 // leave of the residual is the next step's.
 //
-// With y = W d, d = g - r + slope y + leak d, so no d is kept: f(x) + slope y is x + d and one Picard step of the linear
-// map more. Neither are directions p, but s W p and p - J p.
+// With y = W d, d = g - r + slope y + leak d, so no d is kept: f(x) + slope y is x + d and one Picard step of the
+// linear map more. Neither are directions p, but s W p and p - J p.
 #pragma once
 
 #include "coarse_product.h"
@@ -244,8 +244,8 @@ class NewtonSteps<float, true> {
   }
 
   // W r from its sums of integers
-  static Vec<float> number(const float* out, const float* scale, const float* diagonal, const float* r,
-                           Vec<float> unit, int64_t i) {
+  static Vec<float> number(const float* out, const float* scale, const float* diagonal, const float* r, Vec<float> unit,
+                           int64_t i) {
     Vec<int32_t> sum;
     std::memcpy(&sum, out + i, sizeof sum);
     Vec<float> wr = __builtin_convertvector(sum, Vec<float>) * (unit * load(scale + i));
@@ -260,8 +260,8 @@ class NewtonSteps<float, true> {
     return leaky ? fma<float>(-load(leak + i), r, image) : image;
   }
 
-  // Successive substitution: r is J r from now on. It is counted in integers while it is made, by a guess at its largest
-  // entry: `reach` times the last one. One that is larger still loses a little.
+  // Successive substitution: r is J r from now on. It is counted in integers while it is made, by a guess at its
+  // largest entry: `reach` times the last one. One that is larger still loses a little.
   template <bool leaky>
   void substitute(Row& row, int at, float reach, const float* leak, Vec<float>& square, Vec<float>& most) const {
     const Unit next = unit_for(row.largest * reach);
@@ -315,7 +315,8 @@ class NewtonSteps<float, true> {
   Vec<float> move(const Row& row, const float* wr, const float* leak, float by, float turn) const {
     const Vec<float> alpha = broadcast<float>(by), beta = broadcast<float>(turn);
     const float* const slope = row.slope;
-    float *const r_row = row.r, *const image_row = row.image, *const product_row = row.product, *const total = row.total;
+    float *const r_row = row.r, *const image_row = row.image, *const product_row = row.product,
+                 *const total = row.total;
     const int64_t dim = dim_;
     Vec<float> most{};
     for (int64_t i = 0; i < dim; i += kLanes<float>) {

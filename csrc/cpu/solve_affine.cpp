@@ -336,8 +336,8 @@ inline bool few_bits_pay(int64_t dim) {
   return dim > 64;
 }
 
-// Whether a solve side by side pays: a thread has the rows to fill its lanes. W packed for the matrix unit or in few bits
-// is not for lanes.
+// Whether a solve side by side pays: a thread has the rows to fill its lanes. W packed for the matrix unit or in few
+// bits is not for lanes.
 template <class T>
 bool lanes_pay(const Weights<T>& weight, int64_t rows, int64_t dim, int threads) {
 #if AK_HAS_MATRIX_UNIT

@@ -73,8 +73,8 @@ struct Slot {
   int current, last, best, target, previous;  // indices into x; -1: none
   int accelerated;                            // Anderson steps, counted anew where a window calls for another
   bool zero;
-  bool sound;        // the last evaluation was as good as one in full
-  bool corrected;    // the current iterate is a correction
+  bool sound;      // the last evaluation was as good as one in full
+  bool corrected;  // the current iterate is a correction
   Corrector corrector;
   double rounding2;  // Evaluation::rounding2 of it
   Precision precision;
@@ -366,8 +366,13 @@ class Tile {
     const double bound = options_.atol + options_.rtol * square_root(e.f2);
     const double wanted2 = kBelow2 * bound * bound / e.r2;
     Correction<T>& c = correction_[corrections_++];
-    c = {slot.x[slot.current], slot.x[slot.target], slot.constants, e.r2, wanted2 > aim2 ? wanted2 : aim2,
-         options_.max_steps - slot.corrector.spent, &slot.corrector};
+    c = {slot.x[slot.current],
+         slot.x[slot.target],
+         slot.constants,
+         e.r2,
+         wanted2 > aim2 ? wanted2 : aim2,
+         options_.max_steps - slot.corrector.spent,
+         &slot.corrector};
     return wanted2 > aim2 || slot.precision.will_be_due(c.aim2 * e.r2, e.f2, refresh2_);
   }
 
