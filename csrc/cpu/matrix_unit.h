@@ -148,8 +148,8 @@ struct UnitPlace {
   int64_t stride;
 };
 
-// Sums of products of 8-bit entries: `groups` groups of rows times `columns` blocks of 16 outputs, over `steps` times 64
-// inputs, all sums in registers, 4 of them at most. left(group, step), right(column, step) and to(group, column) are
+// Sums of products of 8-bit entries: `groups` groups of rows times `columns` blocks of 16 outputs, over `steps` times
+// 64 inputs, all sums in registers, 4 of them at most. left(group, step), right(column, step) and to(group, column) are
 // UnitPlaces.
 template <int groups, int columns, class Left, class Right, class To>
 inline void multiply_bytes(int64_t steps, const Left& left, const Right& right, const To& to) {
