@@ -172,7 +172,7 @@ class DigitRows {
   template <int digits>
   void take_digits(const DigitChange& change) {
     // Above, a difference is not finite: nothing moves, and the residual tells.
-    const bool sane = change.largest > kLeastScaled && change.largest < 1e38f;
+    const bool sane = countable(change.largest);
     const float *const x = change.x, *const from = change.before;
     float *const after = sane || change.after != x ? change.after : nullptr, *const product = change.product;
     Vec<float> unit[digits], inverse[digits];

@@ -34,7 +34,8 @@ inline Bytes lowest_bytes(Vec<int32_t> x) {
 #endif
 }
 
-// The nearest integers to x, or the furthest that a signed byte holds, with the bits of `flip` turned.
+// The nearest integers to x in signed bytes, or about the largest of its sign for |x| < 2^31, with the bits of `flip`
+// turned. Any bytes for what is larger, or NaN.
 inline Bytes nearest_bytes(Vec<float> x, uint8_t flip) {
 #if defined(__AVX512F__) && AK_VECTOR_BYTES == 64
   const __m512i whole = _mm512_maskz_cvtps_epi32(__mmask16(-1), (__m512)x);
@@ -66,6 +67,9 @@ struct Travel {
 
 // A largest entry below which its share in 127 is no unit to count in: its inverse is not finite.
 constexpr float kLeastScaled = 1e-36f;
+
+// Whether entries of this largest size can be counted in shares of it. Above, they are not finite.
+inline bool countable(float largest) { return largest > kLeastScaled && largest < 1e38f; }
 
 // Of products by digits (digit_product.h): full ones this often, by the squared residual, since float32 sums of a far
 // larger x are off by 2^-24 of that.
@@ -131,7 +135,7 @@ struct Int8Product {
   static void take_change(const float* x, float* last, int64_t inputs, Change& change) {
     const float largest = change.largest < 0 ? largest_change(x, last, inputs) : change.largest;
     // Above, a difference is not finite: nothing moves, and the residual tells.
-    const bool sane = largest > kLeastScaled && largest < 1e38f;
+    const bool sane = countable(largest);
     change.scale = sane ? largest / 127.0f : 0.0f;
     const Vec<float> inverse = broadcast<float>(sane ? 127.0f / largest : 0.0f);
     const Vec<float> scale = broadcast<float>(change.scale);

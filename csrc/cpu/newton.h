@@ -6,7 +6,7 @@
 // leave of the residual is the next step's.
 //
 // With y = W d, d = g - r + slope y + leak d, so no d is kept: f(x) + slope y is x + d and one Picard step of the
-// linear map more. Neither are directions p, but s W p and p - J p.
+// linear map more. Neither are directions p, but W p and p - J p.
 #pragma once
 
 #include "coarse_product.h"
@@ -118,7 +118,7 @@ class NewtonSteps<float, true> {
     float unit, inverse;
   };
   static Unit unit_for(float largest) {
-    const bool sane = largest > kLeastScaled && largest < 1e38f;
+    const bool sane = countable(largest);
     return {sane ? largest / CoarseProduct::kLargest : 0.0f, sane ? CoarseProduct::kLargest / largest : 0.0f};
   }
 

@@ -310,7 +310,7 @@ class Tile {
     const Judgement<double> verdict = judge(progress, e.r2, e.f2, rule_);
     if (result_.trace != nullptr)
       result_.trace[int64_t(progress.steps - 1) * rows_ + slot.row] = float(relative_residual(e.r2, e.f2));
-    if (slot.corrected && failed(slot, verdict, e.r2)) return back_to_best(slot, progress);
+    if (slot.corrected && failed(slot, progress, verdict, e.r2, jumped)) return back_to_best(slot, progress);
     if (slot.precision.hold(verdict)) {
       slot.progress.steps = progress.steps;
       return true;
@@ -350,7 +350,7 @@ class Tile {
   // for: the residual down to half.
   bool corrects(Slot<T>& slot, const Evaluation<T>& e, bool jumped) {
     bool& on = slot.corrector.on;
-    if (!on) return false;
+    if (!on) return slot.corrected = false;
     constexpr double kLeastFall2 = 0.25;
     if (slot.corrected && !jumped && e.r2 > kLeastFall2 * slot.previous_r2) on = false;
     if (options_.max_steps - slot.corrector.spent < 1) on = false;
@@ -376,9 +376,12 @@ class Tile {
     return wanted2 > aim2 || slot.precision.will_be_due(c.aim2 * e.r2, e.f2, refresh2_);
   }
 
-  // Whether a correction led astray.
-  bool failed(const Slot<T>& slot, const Judgement<double>& verdict, double r2) const {
+  // Whether a correction led astray, and there are steps left to go another way. A product in full that moves the map
+  // (`jumped`) says nothing of the correction.
+  bool failed(const Slot<T>& slot, const Progress<double>& progress, const Judgement<double>& verdict, double r2,
+              bool jumped) const {
     if (verdict.status == kConverged || verdict.new_best || slot.best < 0) return false;
+    if (progress.steps >= options_.max_steps || (jumped && finite(r2))) return false;
     return !(r2 <= slot.previous_r2);
   }
 
@@ -389,7 +392,6 @@ class Tile {
     slot.current = slot.best;
     slot.target = slot.best == 0 ? 1 : 0;
     slot.last = slot.previous = -1;
-    if (progress.steps >= options_.max_steps) slot.precision.ending = kMaxSteps;
     return true;
   }
 
