@@ -28,6 +28,13 @@ main_solvers = pytest.mark.parametrize(
 RTOL = 1e-5
 
 
+def has_few_bits() -> bool:
+    """Whether the compiled kernels have products in few bits on this processor."""
+    from attractor_kernels import _facts
+
+    return _facts.instruction_set() not in ("portable", "avx2", "avx512")
+
+
 @dataclass(frozen=True)
 class Problem:
     """z = leak * z + phi(z weight^T + u), float32, and where the solve starts."""

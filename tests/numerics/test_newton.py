@@ -6,14 +6,12 @@ import pytest
 import torch
 from cells import PHI
 from maps import BACKENDS
-from mixed import RTOL, Problem, assert_honest, problem_of
+from mixed import RTOL, Problem, assert_honest, has_few_bits, problem_of
 
 import attractor_kernels as ak
-from attractor_kernels import _facts
 
 pytestmark = pytest.mark.skipif("cpu" not in BACKENDS, reason="needs the compiled kernels")
 both = pytest.mark.parametrize("precision", ["mixed", "full"])
-has_newton_steps = _facts.instruction_set() not in ("portable", "avx2", "avx512")
 
 
 def solve(problem: Problem, **options):
@@ -33,7 +31,7 @@ def test_few_evaluations(kind, size, precision):
     _, picard = solve(problem, solver=ak.Picard(), precision="full")
     assert info.converged.all()
     assert_honest(problem, z, info)
-    if has_newton_steps:
+    if has_few_bits():
         assert info.steps.max() <= 8 < 20 < picard.steps.min()
 
 
@@ -71,7 +69,7 @@ def test_partial_relu():
         )
     assert info.converged.all()
     torch.testing.assert_close(z, full, rtol=0, atol=1e-3)
-    if has_newton_steps:
+    if has_few_bits():
         assert info.steps.max() <= 10
 
 
@@ -111,7 +109,7 @@ def test_some_slow_modes(precision):
     z, info = solve(problem, precision=precision)
     assert info.converged.all()
     assert_honest(problem, z, info)
-    if has_newton_steps:
+    if has_few_bits():
         assert info.steps.max() <= 12
 
 
