@@ -74,6 +74,7 @@ class LaneTile {
         result_(result),
         rows_(rows),
         auto_rule_(auto_rule(shape.price, dim)),
+        corrects_(options.solver == kAuto && options.damping == 1 && map.lanes.corrects()),
         anderson_(shape.history, dim, ld_, options.damping, options.ridge),
         rest_(map.rows, dim, rest_shape(shape), options, z0, result, rows) {}
 
@@ -106,7 +107,8 @@ class LaneTile {
   }
 
   size_t lane_bytes() const {
-    const int64_t vectors = kBuffers * ld_ + map_.lanes.slot_elements() + anderson_.vectors();
+    const int64_t vectors =
+        kBuffers * ld_ + map_.lanes.slot_elements() + map_.lanes.correction_elements() + anderson_.vectors();
     return size_t(vectors) * sizeof(V) + size_t(anderson_.gram_elements()) * sizeof(LaneDoubles<T>);
   }
 
@@ -119,9 +121,11 @@ class LaneTile {
     const LaneSet bit = LaneSet(1) << l;
     const bool best = best_f2_[l] >= 0, just_before = (has_before_ & bit) != 0;
     copy(x_, slot.x[0]);
-    copy(just_before ? before_ : best_, slot.x[1]);
+    copy(best_step_[l] == steps_[l] ? before_ : best_, slot.x[1]);
     slot.target = 2;
-    slot.best = best ? 1 : -1;
+    slot.corrector.on = (correcting_ & bit) != 0;
+    slot.corrected = (corrected_ & bit) != 0;
+    slot.best = (again_ & bit) != 0 ? 0 : best ? 1 : -1;
     slot.previous = just_before ? 1 : -1;
     slot.precision.best_full = best;
     slot.accelerated = int(accelerated_[l]);
@@ -153,6 +157,8 @@ class LaneTile {
     constants_ = memory;
     std::memset(static_cast<void*>(memory), 0, size_t(map_.lanes.slot_elements()) * sizeof(V));
     memory += map_.lanes.slot_elements();
+    room_ = memory;
+    memory += map_.lanes.correction_elements();
     anderson_.place(memory, gram);
   }
 
@@ -178,6 +184,8 @@ class LaneTile {
       active_ |= bit;
       zero_ = zero ? zero_ | bit : zero_ & ~bit;
       has_before_ &= ~bit;
+      corrected_ &= ~bit;
+      correcting_ = corrects_ ? correcting_ | bit : correcting_ & ~bit;
     });
     anderson_.clear(lanes);
   }
@@ -194,20 +202,27 @@ class LaneTile {
 
   void advance(const LaneEvaluation<T>& e, std::atomic<int64_t>& queue) {
     const LaneDoubles<T> r2 = lane_doubles<T>(e.r2), f2 = lane_doubles<T>(e.f2);
-    LaneSet best = 0;
-    const LaneSet running = judge_lanes(r2, f2, best), ended = active_ & ~running;
+    LaneSet best = 0, failed = 0;
+    const LaneSet running = judge_lanes(r2, f2, best, failed), ended = active_ & ~running & ~failed;
     zero_ &= ~active_;
     if (result_.trace != nullptr)
       for_lanes(active_, [&](int l) {
         result_.trace[(steps_[l] - 1) * rows_ + row_[l]] = float(relative_residual(r2[l], f2[l]));
       });
-    keep_best(running & ~best);
+    keep_best((running | failed) & ~best);
     for_lanes(ended, [&](int l) { end(l, r2[l], f2[l]); });
+    const LaneSet corrected = corrected_;
+    corrected_ = 0;
+    correcting_ &= ~failed;
+    if (correcting_ != 0) corrected_ = choose_corrections(running & correcting_, corrected, r2);
     LaneInts<T> limits;
-    const LaneSet accelerating = choose_lanes(running, r2, f2, e, limits);
+    const LaneSet accelerating = choose_lanes(running & ~corrected_, r2, f2, e, limits);
     if (accelerating != 0 || options_.damping != 1) anderson_.advance(accelerating, limits, r2, x_, f_);
-    for_lane_doubles<T>([&](int at) { previous_r2_.put(at, r2.at(at)); });
-    has_before_ = best;
+    if (corrected_ != 0) map_.lanes.correct(corrected_, x_, f_, room_);
+    for_lane_doubles<T>([&](int at) { previous_r2_.put(at, ~doubles_mask(failed, at), r2.at(at)); });
+    has_before_ = (best | again_) & ~corrected_ & ~failed;
+    again_ = failed;
+    if (failed != 0) go_back(failed);
     V* const old = x_;
     x_ = f_;
     f_ = before_;
@@ -215,9 +230,23 @@ class LaneTile {
     if (ended != 0) refill(ended, queue);
   }
 
-  // judge, for all lanes at once; by itself for those that end. Returns those that go on, and sets in `best` those
-  // whose iterate is the best so far.
-  LaneSet judge_lanes(const LaneDoubles<T>& r2, const LaneDoubles<T>& f2, LaneSet& best) {
+  // The lanes whose next iterate is a correction: Tile::corrects.
+  LaneSet choose_corrections(LaneSet lanes, LaneSet corrected, const LaneDoubles<T>& r2) {
+    LaneSet slow = 0;
+    for_lane_doubles<T>([&](int at) { slow |= lane_set<double>(r2.at(at) > kLeastFall2 * previous_r2_.at(at)) << at; });
+    correcting_ &= ~(lanes & corrected & slow);
+    return lanes & correcting_;
+  }
+
+  // The next iterate of these lanes is their best one: Tile::back_to_best.
+  void go_back(LaneSet lanes) {
+    const IntVec<T> mask = lane_mask<T>(lanes);
+    for (int64_t i = 0; i < dim_; ++i) f_[i] = mask ? best_[i] : f_[i];
+  }
+
+  // judge, for all lanes at once; by itself for those that end, or whose correction may have failed. Returns those that
+  // go on, and sets in `best` those whose iterate is the best so far.
+  LaneSet judge_lanes(const LaneDoubles<T>& r2, const LaneDoubles<T>& f2, LaneSet& best, LaneSet& failed) {
     LaneSet running = 0;
     for_lane_doubles<T>([&](int at) {
       const D r = r2.at(at), f = f2.at(at), best_r = best_r2_.at(at), best_f = best_f2_.at(at), none{};
@@ -241,10 +270,21 @@ class LaneTile {
     });
     for_lanes(active_ & ~running, [&](int l) {
       Progress<double> now = progress(l);
-      status_[l] = judge(now, r2[l], f2[l], rule_).status;
-      put(l, now);
+      const Judgement<double> verdict = judge(now, r2[l], f2[l], rule_);
+      status_[l] = verdict.status;
+      const LaneSet bit = LaneSet(1) << l;
+      if ((corrected_ & bit) != 0 &&
+          correction_failed(verdict, now.steps, options_.max_steps, r2[l], previous_r2_[l])) {
+        failed |= bit;
+        steps_[l] = now.steps;
+      } else {
+        put(l, now);
+      }
     });
-    return running;
+    for_lanes(running & corrected_ & ~best, [&](int l) {
+      if (!(r2[l] <= previous_r2_[l]) && steps_[l] < options_.max_steps) failed |= LaneSet(1) << l;
+    });
+    return running & ~failed;
   }
 
   // The squared residual that ends a row, as within_tolerance has it.
@@ -358,11 +398,15 @@ class LaneTile {
   const SolveResult<T>& result_;
   const int64_t rows_;
   const AutoRule<double> auto_rule_;
+  const bool corrects_;
   LaneAnderson<T> anderson_;
-  V *x_ = nullptr, *f_ = nullptr, *before_ = nullptr, *best_ = nullptr, *constants_ = nullptr;
+  V *x_ = nullptr, *f_ = nullptr, *before_ = nullptr, *best_ = nullptr, *constants_ = nullptr, *room_ = nullptr;
   LaneSet active_ = 0;
   LaneSet zero_ = 0;        // x is all zeros
   LaneSet has_before_ = 0;  // the iterate before was the best of the row when it was made
+  LaneSet correcting_ = 0;  // Corrector::on
+  LaneSet corrected_ = 0;   // x is a correction
+  LaneSet again_ = 0;       // x is the best iterate once more, for a correction that failed
   int64_t row_[kLanes<T>];
   Status status_[kLanes<T>];
   // Progress, AutoState and the rest of Slot, lane by lane

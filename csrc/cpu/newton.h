@@ -17,7 +17,7 @@ namespace ak::AK_ISA {
 // Where there are no products in few bits.
 template <class T, bool has = AK_HAS_INT8 && sizeof(T) == 4>
 struct NewtonSteps {
-  explicit NewtonSteps(const Weights<T>&) {}
+  NewtonSteps(const Weights<T>&, T) {}
   bool fits() const { return false; }
   template <class Slopes>
   void solve(int, Correction<T>*, const Slopes&, const T*) {}
@@ -30,8 +30,10 @@ class NewtonSteps<float, true> {
   static constexpr int kGroup = 4;  // rows whose lanes are added together
 
  public:
-  explicit NewtonSteps(const Weights<float>& w)
+  // shift: 0, or the slope that the weights are preconditioned with (precondition.h).
+  NewtonSteps(const Weights<float>& w, float shift)
       : fits_(CoarseProduct::fits(w)),
+        shift_(shift),
         product_(w),
         dim_(w.full.outputs),
         ld_(round_up(dim_, kLanes<float>) + kLanes<float>) {}
@@ -41,10 +43,12 @@ class NewtonSteps<float, true> {
   // slopes(row, to): phi'(a) of one of them, zero from its end to whole vectors.
   template <class Slopes>
   void solve(int n, Correction<float>* rows, const Slopes& slopes, const float* leak) {
+    const float* const leak_of_steps = shift_ != 0 ? nullptr : leak;  // P has it
     place(n);
     signed_ = product_.takes_signed(n);
     for (int i = 0; i < n; ++i) {
       slopes(rows[i], rows_[i].slope);
+      if (shift_ != 0) shift_slopes(rows_[i].slope);
       begin(rows[i], rows_[i]);
       take_bytes(rows_[i], i);
       active_[i] = i;
@@ -57,8 +61,8 @@ class NewtonSteps<float, true> {
         const bool plain = rows[active_[first]].corrector->plain;
         some = 1;
         while (some < kGroup && first + some < count && rows[active_[first + some]].corrector->plain == plain) ++some;
-        leak != nullptr ? step<true>(plain, first, some, rows, leak, left)
-                        : step<false>(plain, first, some, rows, leak, left);
+        leak_of_steps != nullptr ? step<true>(plain, first, some, rows, leak, left)
+                                 : step<false>(plain, first, some, rows, leak, left);
       }
       count = left;
       if (product_.takes_signed(count) != signed_) turn_signs(count);
@@ -107,6 +111,10 @@ class NewtonSteps<float, true> {
     row.r2 = c.r2;
     row.taken = 0;
     row.fresh = true;
+  }
+
+  void shift_slopes(float* slope) const {
+    for (int64_t i = 0; i < dim_; i += kLanes<float>) store(slope + i, load(slope + i) - broadcast<float>(shift_));
   }
 
   uint8_t* bytes(int at) const { return bytes_ + at * product_.row_bytes(); }
@@ -193,7 +201,9 @@ class NewtonSteps<float, true> {
       Row& row = rows_[id];
       Corrector& corrector = *rows[id].corrector;
       const double r2 = double(sums[i]);
-      goes_on[i] = r2 < row.r2;
+      constexpr double kMostGrowth2 = 4;
+      goes_on[i] = r2 < row.r2 || (!corrector.conjugate && r2 < kMostGrowth2 * row.r2);
+      corrector.conjugate = corrector.conjugate || !(r2 < row.r2);
       // A few slow modes are left when it has become slower by so much: they are for the others.
       corrector.plain = r2 <= 0.5 * (1 + corrector.rate2) * row.r2;
       row.fresh = true;
@@ -231,7 +241,7 @@ class NewtonSteps<float, true> {
       constexpr double kNearly = 0.85;
       constexpr int kSettled = 2;  // steps before
       const double plain2 = row.r2 - 2 * along + square, r2 = row.r2 - alpha * along;
-      if (row.taken >= kSettled && r2 > kNearly * plain2) {
+      if (row.taken >= kSettled && r2 > kNearly * plain2 && !rows[id].corrector->conjugate) {
         rows[id].corrector->plain = true;
         rows[id].corrector->rate2 = plain2 / row.r2;
         constexpr float kSpare = 1.25f;
@@ -341,7 +351,8 @@ class NewtonSteps<float, true> {
     if (row.taken == 0) return;  // f is a Picard step
     float* const f_row = c.f;
     for (int64_t i = 0; i < dim_; i += kLanes<float>) {
-      const Vec<float> step = load(row.slope + i) * load(row.total + i), f = load(f_row + i);
+      const Vec<float> slope = load(row.slope + i) + broadcast<float>(shift_);
+      const Vec<float> step = slope * load(row.total + i), f = load(f_row + i);
       if (leak == nullptr) {
         store(f_row + i, f + step);
         continue;
@@ -354,6 +365,7 @@ class NewtonSteps<float, true> {
   }
 
   const bool fits_;
+  const float shift_;
   const CoarseProduct product_;
   const int64_t dim_, ld_;
   bool signed_ = false;

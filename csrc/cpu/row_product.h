@@ -96,6 +96,8 @@ struct PackRequest {
   Weights<T>* to;
   bool mixed = false;   // products of changes in few bits are welcome
   bool newton = false;  // rows take Newton steps where they can (newton.h), in 8 bits whether mixed or not
+  bool coarse = false;  // ... by these weights: none else are wanted where the matrix unit's own do
+  bool alone = false;   // they are for nothing else
 };
 
 // A row of constants as a one-column matrix: packed, it is the same row padded to whole vectors.
@@ -145,7 +147,7 @@ inline Narrow first_narrow(const PackRequest<T>& request) {
 
 template <class T>
 inline bool wants_coarse(const PackRequest<T>& request) {
-  return AK_HAS_INT8 && sizeof(T) == 4 && request.newton;
+  return AK_HAS_INT8 && sizeof(T) == 4 && request.coarse;
 }
 
 template <class T>
@@ -154,7 +156,7 @@ inline void place(const PackRequest<T>& request, Pieces& pieces) {
   Weights<T>& w = *request.to;
   w.full = {pieces.take<T>(PackedMatrix<T>::size(outputs, inputs)), outputs, inputs};
 #if AK_HAS_MATRIX_UNIT
-  if (sizeof(T) == 4 && unit_pays(outputs, inputs, request.mixed, request.newton)) {
+  if (sizeof(T) == 4 && !request.alone && unit_pays(outputs, inputs, request.mixed, request.newton)) {
     if (request.mixed)
       w.digits = {pieces.take<int8_t>(DigitMatrix::size(outputs, inputs)), pieces.take<float>(w.padded_outputs()),
                   pieces.take<float>(w.padded_outputs()), outputs, inputs};

@@ -1,5 +1,6 @@
 // f = leak * z + scale * phi(z W^T + u): the whole solve in one call. Its adjoint is the same with phi the
 // identity and scale = phi'(a).
+#include "chord.h"
 #include "newton.h"
 #include "solve_rows.h"
 
@@ -236,22 +237,38 @@ SlopeFunction<T> slope_function(const AffineProblem<T>& p, bool has_product) {
   });
 }
 
+template <class T>
+struct AffineWeights {
+  Weights<T> weight, leak;
+  Weights<T> preconditioned{};  // precondition.h
+  T slope = 0;                  // that they are by; 0: there are none
+
+  // What Newton steps are by.
+  const Weights<T>& of_newton() const { return preconditioned.coarse ? preconditioned : weight; }
+  T shift() const { return preconditioned.coarse ? slope : T(0); }
+  ChordSteps<T> chord() const {
+    const bool fit = slope != 0 && !preconditioned.coarse;
+    return {fit ? preconditioned.full : PackedMatrix<T>{}, slope, leak.full.data};
+  }
+};
+
 // A slot holds u, scale where there is one, and what the product keeps.
 template <class T>
 class AffineMap {
  public:
-  AffineMap(const AffineProblem<T>& problem, const Weights<T>& weight, const Weights<T>& leak)
+  AffineMap(const AffineProblem<T>& problem, const AffineWeights<T>& weights)
       : problem_(problem),
-        moves_(weight.narrow == kDigitwise),
-        refresh2_(weight.refresh2()),
-        product_(weight),
-        all_{leak.full.data, round_up(problem.dim, kLanes<T>), problem.dim, problem.dim - problem.pieces},
+        moves_(weights.weight.narrow == kDigitwise),
+        refresh2_(weights.weight.refresh2()),
+        product_(weights.weight),
+        all_{weights.leak.full.data, round_up(problem.dim, kLanes<T>), problem.dim, problem.dim - problem.pieces},
         kept_at_(all_.ld * (problem.scale != nullptr ? 2 : 1)),
-        rows_pass_(row_function(problem, moves_                   ? kMoving
-                                         : weight.narrow == kInt8 ? kFar
-                                                                  : kNear)),
-        newton_(weight) {
-    if (newton_.fits()) slopes_ = slope_function(problem, weight.narrow != kFull);
+        rows_pass_(row_function(problem, moves_                           ? kMoving
+                                         : weights.weight.narrow == kInt8 ? kFar
+                                                                          : kNear)),
+        chord_(weights.chord()),
+        newton_(weights.of_newton(), weights.shift()) {
+    if (newton_.fits()) slopes_ = slope_function(problem, weights.weight.narrow != kFull);
   }
 
   int64_t slot_elements() const { return kept_at_ + product_.elements(moves_); }
@@ -293,8 +310,9 @@ class AffineMap {
   }
 
   // Whether rows can be corrected, which writes their next iterates to f: of rows whose products have just been taken.
-  bool corrects() const { return slopes_ != nullptr; }
+  bool corrects() const { return slopes_ != nullptr || chord_.fit(); }
   void correct(int n, Correction<T>* rows) {
+    if (chord_.fit()) return chord_.take(n, rows);
     newton_.solve(
         n, rows, [&](const Correction<T>& c, T* to) { slopes_(all_, c.constants + kept_at_, c, to); }, all_.leak);
   }
@@ -307,6 +325,7 @@ class AffineMap {
   const AffineRows<T> all_;
   const int64_t kept_at_;
   const RowFunction<T> rows_pass_;
+  const ChordSteps<T> chord_;
   NewtonSteps<T> newton_;
   SlopeFunction<T> slopes_ = nullptr;
 };
@@ -318,14 +337,17 @@ constexpr bool fits_lanes(int64_t dim) {
   return kLanes<T> >= 4 && dim >= 1 && dim <= (AK_VECTOR_BYTES == 64 ? 80 : 48);
 }
 
-// Whether Newton steps, row by row, are sooner done than a solve side by side without.
-inline bool newton_pays(const SolveOptions& options, int64_t dim) {
+// The largest state of which chord steps, and side by side, are sooner done than Newton steps row by row.
 #if defined(AK_EMULATE_NARROW)
-  constexpr int64_t kMost = 48;  // for tests
+constexpr int64_t kMostChord = 48;  // for tests
 #else
-  constexpr int64_t kMost = 56;
+constexpr int64_t kMostChord = 56;
 #endif
-  return options.solver == kAuto && options.damping == 1 && dim > kMost;
+inline bool newton_pays(const SolveOptions& options, int64_t dim) {
+  return options.solver == kAuto && options.damping == 1 && dim > kMostChord;
+}
+inline bool chord_pays(const SolveOptions& options, int64_t dim) {
+  return options.solver == kAuto && options.damping == 1 && dim <= kMostChord;
 }
 
 // Whether evaluations are sooner done by changes in few bits than in full: between Newton steps, or row by row instead
@@ -340,13 +362,14 @@ inline bool few_bits_pay(int64_t dim, bool newton) {
 // Whether a solve side by side pays: a thread has the rows to fill its lanes. W packed for the matrix unit or in few
 // bits is not for lanes.
 template <class T>
-bool lanes_pay(const Weights<T>& weight, int64_t rows, int64_t dim, int threads) {
+bool lanes_pay(const AffineWeights<T>& weights, int64_t rows, int64_t dim, int threads) {
+  const Weights<T>& weight = weights.weight;
 #if AK_HAS_MATRIX_UNIT
   if (weight.split.data != nullptr) return false;
 #endif
   const int64_t share = (rows + threads - 1) / threads;
   const int step = dim <= 48 ? 13 : 17;  // in a lane, at most, where one alone is 20
-  return fits_lanes<T>(dim) && weight.narrow == kFull && !weight.coarse && 20 * share >= step * kLanes<T>;
+  return fits_lanes<T>(dim) && weight.narrow == kFull && !weights.of_newton().coarse && 20 * share >= step * kLanes<T>;
 }
 
 // f from the product in its place, of rows side by side.
@@ -376,12 +399,13 @@ class AffineLanes {
   using Function = void (*)(const AffineRows<T>&, LaneEvaluation<T>&);
 
  public:
-  AffineLanes(const AffineProblem<T>& problem, const Weights<T>& weight, const Weights<T>& leak)
+  AffineLanes(const AffineProblem<T>& problem, const AffineWeights<T>& weights)
       : problem_(problem),
-        weight_(weight.full),
-        all_{leak.full.data, problem.dim, problem.dim, problem.dim - problem.pieces},
-        pass_(by_activation(problem,
-                            []<int kind, bool scaled>() -> Function { return affine_lanes<T, kind, scaled>; })) {}
+        weight_(weights.weight.full),
+        all_{weights.leak.full.data, problem.dim, problem.dim, problem.dim - problem.pieces},
+        pass_(
+            by_activation(problem, []<int kind, bool scaled>() -> Function { return affine_lanes<T, kind, scaled>; })),
+        chord_(weights.chord()) {}
 
   int64_t slot_elements() const { return all_.dim * (problem_.scale != nullptr ? 2 : 1); }
 
@@ -406,11 +430,17 @@ class AffineLanes {
     pass_(all_, e);
   }
 
+  // As AffineMap corrects. room: vectors, correction_elements() of them.
+  bool corrects() const { return chord_.fit(); }
+  int64_t correction_elements() const { return chord_.fit() ? 2 * round_up(all_.dim, kLanes<T>) : 0; }
+  void correct(LaneSet lanes, const Vec<T>* x, Vec<T>* f, Vec<T>* room) const { chord_.take(lanes, x, f, room); }
+
  private:
   const AffineProblem<T>& problem_;
   const PackedMatrix<T> weight_;
   const AffineRows<T> all_;
   const Function pass_;
+  const ChordSteps<T> chord_;
 };
 
 // For rows side by side and, when few are left, for these row by row.
@@ -419,29 +449,44 @@ struct AffineBoth {
   AffineLanes<T> lanes;
   AffineMap<T> rows;
 
-  AffineBoth(const AffineProblem<T>& problem, const Weights<T>& weight, const Weights<T>& leak)
-      : lanes(problem, weight, leak), rows(problem, weight, leak) {}
+  AffineBoth(const AffineProblem<T>& problem, const AffineWeights<T>& weights)
+      : lanes(problem, weights), rows(problem, weights) {}
   int64_t slot_elements() const { return rows.slot_elements(); }
 };
+
+// P for this problem, or no data: in the memory of the calling thread's next tile.
+template <class T>
+Matrix<T> preconditioned(const AffineProblem<T>& problem) {
+  const T slope = typical_slope(problem);
+  if (slope == 0 || problem.dim > kMostPreconditioned) return {};
+  const Preconditioner<T> preconditioner(problem.dim);
+  T* const memory = static_cast<T*>(tile_scratch().get(size_t(preconditioner.elements()) * sizeof(T)));
+  return preconditioner.take(problem.weight, problem.leak, slope, memory);
+}
 
 template <class T>
 void solve(const AffineProblem<T>& problem, const SolveOptions& options, const SolveResult<T>& result,
            const Executor& executor) {
   const double products = double(problem.dim) * double(problem.dim);
   const int threads = threads_for(problem.rows, products, executor.threads);
-  Weights<T> weight, leak;
+  AffineWeights<T> weights;
   const auto by_changes = [&](bool newton) { return mixed_allowed(options) && few_bits_pay(problem.dim, newton); };
   const bool newton = newton_pays(options, problem.dim) && slope_function(problem, by_changes(true)) != nullptr;
   const bool mixed = by_changes(newton);
-  const PackRequest<T> requests[] = {{problem.weight, &weight, mixed, newton},
-                                     {vector_view(problem.leak, problem.dim), &leak}};
-  pack(requests, problem.leak != nullptr ? 2 : 1, threads, executor);
-  const CellCost cost{products * weight.share(), double(problem.dim), weight.most_rows()};
-  if (lanes_pay<T>(weight, problem.rows, problem.dim, threads))
+  const bool chord = chord_pays(options, problem.dim) && slope_function(problem, true) != nullptr;
+  const Matrix<T> p = chord || (newton && AK_HAS_INT8 && sizeof(T) == 4) ? preconditioned(problem) : Matrix<T>{};
+  PackRequest<T> requests[3] = {{problem.weight, &weights.weight, mixed, newton, newton && p.data == nullptr}};
+  int count = 1;
+  if (problem.leak != nullptr) requests[count++] = {vector_view(problem.leak, problem.dim), &weights.leak};
+  if (p.data != nullptr) requests[count++] = {p, &weights.preconditioned, false, newton, newton, true};
+  pack(requests, count, threads, executor);
+  if (p.data != nullptr && (chord || weights.preconditioned.coarse)) weights.slope = typical_slope(problem);
+  const CellCost cost{products * weights.weight.share(), double(problem.dim), weights.weight.most_rows()};
+  if (lanes_pay<T>(weights, problem.rows, problem.dim, threads))
     return solve_rows<T, LaneTile>(problem.rows, problem.dim, cost, options, problem.z0, result, threads, executor,
-                                   [&] { return AffineBoth<T>(problem, weight, leak); });
+                                   [&] { return AffineBoth<T>(problem, weights); });
   solve_rows<T>(problem.rows, problem.dim, cost, options, problem.z0, result, threads, executor,
-                [&] { return AffineMap<T>(problem, weight, leak); });
+                [&] { return AffineMap<T>(problem, weights); });
 }
 
 template <class T>
@@ -451,11 +496,12 @@ TilePlan tile_plan(int64_t rows, int64_t dim, const SolveOptions& options, int t
   const AffineProblem<T> problem{.rows = rows, .dim = dim};
   const bool coarse = AK_HAS_INT8 && sizeof(T) == 4 && newton_pays(options, dim);
   const Weights<T> weight{.full = {nullptr, int(dim), int(dim)}, .coarse = coarse};
-  AffineMap<T> map(problem, weight, weight);
+  const AffineWeights<T> weights{weight, weight};
+  AffineMap<T> map(problem, weights);
   const TileShape shape = tile_shape<T>(options, cost, rows, dim, map.slot_elements(), used);
   const Tile<T, AffineMap<T>> tile(map, dim, shape, options, nullptr, {}, rows);
-  if (lanes_pay(weight, rows, dim, used)) {
-    AffineBoth<T> both(problem, weight, weight);
+  if (lanes_pay(weights, rows, dim, used)) {
+    AffineBoth<T> both(problem, weights);
     const LaneTile<T, AffineBoth<T>> tile(both, dim, shape, options, nullptr, {}, rows);
     return {kLanes<T>,
             kLanes<T>,

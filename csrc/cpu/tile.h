@@ -46,11 +46,12 @@ struct Evaluation {
 
 // What a row's corrections have shown.
 struct Corrector {
-  bool on = false;     // the row's next iterates are corrections
-  bool plain = false;  // its equations are solved by successive substitution, not by conjugate residuals
-  double rate2 = 0;    // squared contraction of plain steps when they were chosen
-  float reach = 1;     // how large, of the largest entry of r, the next step's may be expected to be
-  int spent = 0;       // products
+  bool on = false;         // the row's next iterates are corrections
+  bool plain = false;      // its equations are solved by successive substitution, not by conjugate residuals
+  bool conjugate = false;  // that has failed, and is not tried again
+  double rate2 = 0;        // squared contraction of plain steps when they were chosen
+  float reach = 1;         // how large, of the largest entry of r, the next step's may be expected to be
+  int spent = 0;           // products
 };
 
 // A row's next iterate by other means than its solver's: the map's own.
@@ -64,6 +65,15 @@ struct Correction {
   int most;     // products to spend
   Corrector* corrector;
 };
+
+// Squared fall of the residual that a correction has to bring for another.
+constexpr double kLeastFall2 = 0.5625;
+
+// Whether a correction led astray, and there are steps left to go another way. previous_r2: of the iterate corrected.
+inline bool correction_failed(const Judgement<double>& verdict, int steps, int max_steps, double r2,
+                              double previous_r2) {
+  return verdict.status != kConverged && !verdict.new_best && steps < max_steps && !(r2 <= previous_r2);
+}
 
 template <class T>
 struct Slot {
@@ -346,12 +356,10 @@ class Tile {
     return true;
   }
 
-  // Whether the row's next iterate is a correction. It goes on with them as long as each brings as much as it is there
-  // for: the residual down to half.
+  // Whether the row's next iterate is a correction.
   bool corrects(Slot<T>& slot, const Evaluation<T>& e, bool jumped) {
     bool& on = slot.corrector.on;
     if (!on) return slot.corrected = false;
-    constexpr double kLeastFall2 = 0.25;
     if (slot.corrected && !jumped && e.r2 > kLeastFall2 * slot.previous_r2) on = false;
     if (options_.max_steps - slot.corrector.spent < 1) on = false;
     slot.corrected = on;
@@ -376,13 +384,11 @@ class Tile {
     return wanted2 > aim2 || slot.precision.will_be_due(c.aim2 * e.r2, e.f2, refresh2_);
   }
 
-  // Whether a correction led astray, and there are steps left to go another way. A product in full that moves the map
-  // (`jumped`) says nothing of the correction.
+  // A product in full that moves the map (`jumped`) says nothing of the correction.
   bool failed(const Slot<T>& slot, const Progress<double>& progress, const Judgement<double>& verdict, double r2,
               bool jumped) const {
-    if (verdict.status == kConverged || verdict.new_best || slot.best < 0) return false;
-    if (progress.steps >= options_.max_steps || (jumped && finite(r2))) return false;
-    return !(r2 <= slot.previous_r2);
+    if (slot.best < 0 || (jumped && finite(r2))) return false;
+    return correction_failed(verdict, progress.steps, options_.max_steps, r2, slot.previous_r2);
   }
 
   // The row goes on from its best iterate, and without corrections.
