@@ -34,35 +34,40 @@ inline T typical_slope(const AffineProblem<T>& p) {
   }
 }
 
-// The inverse costs as much as this many products of one row have inputs, whether there are many rows to share it or
-// one.
+// The inverse takes as long as products of this many rows, whether there are as many to share it or one.
 #if defined(AK_EMULATE_NARROW)
 constexpr int64_t kMostPreconditioned = 96;  // for tests
 #else
-constexpr int64_t kMostPreconditioned = 128;
+constexpr int64_t kMostPreconditioned = 256;
 #endif
 
-// P as a matrix in `memory`, elements() of it; with no data where P is not had, or would not help: W is far from a
-// contraction.
+// Makes P out of W, in the same memory.
 template <class T>
 class Preconditioner {
  public:
   explicit Preconditioner(int64_t dim) : dim_(dim), ld_(Inverse<T>::stride(dim)) {}
 
-  int64_t elements() const { return rows() * ld_ + ld_ + Inverse<T>::elements(dim_); }
+  // Elements of memory: of what W and the leak are, all P depends on but s; and in all.
+  int64_t given() const { return round_up(dim_, kLanes<T>) * ld_ + ld_; }
+  int64_t elements() const { return given() + Inverse<T>::elements(dim_); }
 
-  Matrix<T> take(const Matrix<T>& w, const T* leak, T slope, T* memory) const {
-    constexpr T kLeastPivot = T(0.03);
-    constexpr double kMostNorm2 = 4;        // of P, by entry of its diagonal: beyond, steps with it contract too little
-    T* const keep = memory + rows() * ld_;  // 1 - leak
-    for (int64_t i = 0; i < ld_; ++i) keep[i] = leak != nullptr && i < dim_ ? T(1) - leak[i] : T(1);
+  void gather(const Matrix<T>& w, const T* leak, T* memory) const {
     for (int64_t first = 0; first < dim_; first += kLanes<T>) gather_outputs(w, first, 0, ld_, memory + first * ld_);
+    T* const keep = kept(memory);
+    for (int64_t i = 0; i < ld_; ++i) keep[i] = leak != nullptr && i < dim_ ? T(1) - leak[i] : T(1);
+  }
+
+  // P; no data where it is not had, or would not help: W is far from a contraction.
+  Matrix<T> take(T slope, T* memory) const {
+    constexpr T kLeastPivot = T(0.03);
+    constexpr double kMostNorm2 = 4;  // of P, by entry of its diagonal: beyond, steps with it contract too little
+    T* const keep = kept(memory);
     for (int64_t i = 0; i < dim_; ++i) {
       T* const row = memory + i * ld_;
       for (int64_t j = 0; j < ld_; j += kLanes<T>) store(row + j, load(row + j) * broadcast<T>(-slope));
       row[i] += keep[i];
     }
-    if (!Inverse<T>::take(memory, dim_, kLeastPivot, keep + ld_)) return {};
+    if (!Inverse<T>::take(memory, dim_, kLeastPivot, memory + given())) return {};
     // s W M = (1 - L) M - 1
     const T inverse = T(1) / slope;
     Vec<T> norm{};
@@ -81,9 +86,62 @@ class Preconditioner {
   }
 
  private:
-  int64_t rows() const { return round_up(dim_, kLanes<T>); }
+  T* kept(T* memory) const { return memory + given() - ld_; }  // 1 - leak
 
   const int64_t dim_, ld_;
 };
+
+// A preconditioner packed, and what it is of.
+template <class T>
+struct Preconditioned {
+  Weights<T> weights{};
+  bool fit = false;
+
+  int64_t dim = 0;
+  T slope = 0;
+  bool coarse = false;
+  uint64_t last_use = 0;
+  Scratch given, packed;
+};
+
+// P for this problem, in 8 bits where `coarse`; null: there is none. The calling thread keeps the last two, a solve's
+// and its adjoint's, and looks whether W is still the same, entry by entry: of a single row the inverse takes longer
+// than all the rest.
+template <class T>
+const Weights<T>* preconditioned(const AffineProblem<T>& problem, bool coarse, int threads, const Executor& executor) {
+  const T slope = typical_slope(problem);
+  if (slope == 0 || problem.dim > kMostPreconditioned) return nullptr;
+  thread_local Preconditioned<T> kept[2];
+  thread_local uint64_t uses = 0;
+  const Preconditioner<T> preconditioner(problem.dim);
+  T* const memory = static_cast<T*>(tile_scratch().get(size_t(preconditioner.elements()) * sizeof(T)));
+  preconditioner.gather(problem.weight, problem.leak, memory);
+  const size_t given = size_t(preconditioner.given()) * sizeof(T);
+  Preconditioned<T>* to = &kept[0];
+  uses += 1;
+  for (Preconditioned<T>& one : kept) {
+    if (one.dim == problem.dim && one.slope == slope && one.coarse == coarse &&
+        std::memcmp(one.given.get(given), memory, given) == 0) {
+      one.last_use = uses;
+      return one.fit ? &one.weights : nullptr;
+    }
+    if (one.last_use < to->last_use) to = &one;
+  }
+  to->dim = 0;  // while it is neither
+  std::memcpy(to->given.get(given), memory, given);
+  const Matrix<T> p = preconditioner.take(slope, memory);
+  to->fit = p.data != nullptr;
+  if (to->fit) {
+    to->weights = {};
+    const PackRequest<T> request{p, &to->weights, false, coarse, coarse, true};
+    pack(&request, 1, threads, executor, to->packed);
+    to->fit = to->weights.coarse == coarse;
+  }
+  to->dim = problem.dim;
+  to->slope = slope;
+  to->coarse = coarse;
+  to->last_use = uses;
+  return to->fit ? &to->weights : nullptr;
+}
 
 }  // namespace ak::AK_ISA

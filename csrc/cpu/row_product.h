@@ -326,12 +326,13 @@ inline void pack_one(const PackRequest<T>& request, int threads, const Executor&
   for_panels(w.full.panels(), threads, executor, [&](int p) { pack_panel(request.from, w.full, p); });
 }
 
-// Packs the matrices one after another into the calling thread's packed scratch.
+// Packs the matrices one after another into `scratch`.
 template <class T>
-inline void pack(const PackRequest<T>* requests, int count, int threads, const Executor& executor) {
+inline void pack(const PackRequest<T>* requests, int count, int threads, const Executor& executor,
+                 Scratch& scratch = packed_scratch()) {
   Pieces sizes(nullptr);
   for (int i = 0; i < count; ++i) place(requests[i], sizes);
-  Pieces pieces(packed_scratch().get(sizes.used()));
+  Pieces pieces(scratch.get(sizes.used()));
   for (int i = 0; i < count; ++i) {
     place(requests[i], pieces);
     pack_one(requests[i], threads, executor);

@@ -454,16 +454,6 @@ struct AffineBoth {
   int64_t slot_elements() const { return rows.slot_elements(); }
 };
 
-// P for this problem, or no data: in the memory of the calling thread's next tile.
-template <class T>
-Matrix<T> preconditioned(const AffineProblem<T>& problem) {
-  const T slope = typical_slope(problem);
-  if (slope == 0 || problem.dim > kMostPreconditioned) return {};
-  const Preconditioner<T> preconditioner(problem.dim);
-  T* const memory = static_cast<T*>(tile_scratch().get(size_t(preconditioner.elements()) * sizeof(T)));
-  return preconditioner.take(problem.weight, problem.leak, slope, memory);
-}
-
 template <class T>
 void solve(const AffineProblem<T>& problem, const SolveOptions& options, const SolveResult<T>& result,
            const Executor& executor) {
@@ -474,13 +464,15 @@ void solve(const AffineProblem<T>& problem, const SolveOptions& options, const S
   const bool newton = newton_pays(options, problem.dim) && slope_function(problem, by_changes(true)) != nullptr;
   const bool mixed = by_changes(newton);
   const bool chord = chord_pays(options, problem.dim) && slope_function(problem, true) != nullptr;
-  const Matrix<T> p = chord || (newton && AK_HAS_INT8 && sizeof(T) == 4) ? preconditioned(problem) : Matrix<T>{};
-  PackRequest<T> requests[3] = {{problem.weight, &weights.weight, mixed, newton, newton && p.data == nullptr}};
-  int count = 1;
-  if (problem.leak != nullptr) requests[count++] = {vector_view(problem.leak, problem.dim), &weights.leak};
-  if (p.data != nullptr) requests[count++] = {p, &weights.preconditioned, false, newton, newton, true};
-  pack(requests, count, threads, executor);
-  if (p.data != nullptr && (chord || weights.preconditioned.coarse)) weights.slope = typical_slope(problem);
+  const bool coarse = newton && AK_HAS_INT8 && sizeof(T) == 4;
+  const Weights<T>* const p = chord || coarse ? preconditioned(problem, coarse, threads, executor) : nullptr;
+  if (p != nullptr) {
+    weights.preconditioned = *p;
+    weights.slope = typical_slope(problem);
+  }
+  const PackRequest<T> requests[] = {{problem.weight, &weights.weight, mixed, newton, newton && p == nullptr},
+                                     {vector_view(problem.leak, problem.dim), &weights.leak}};
+  pack(requests, problem.leak != nullptr ? 2 : 1, threads, executor);
   const CellCost cost{products * weights.weight.share(), double(problem.dim), weights.weight.most_rows()};
   if (lanes_pay<T>(weights, problem.rows, problem.dim, threads))
     return solve_rows<T, LaneTile>(problem.rows, problem.dim, cost, options, problem.z0, result, threads, executor,
