@@ -218,7 +218,7 @@ class LaneTile {
     LaneInts<T> limits;
     const LaneSet accelerating = choose_lanes(running & ~corrected_, r2, f2, e, limits);
     if (accelerating != 0 || options_.damping != 1) anderson_.advance(accelerating, limits, r2, x_, f_);
-    if (corrected_ != 0) map_.lanes.correct(corrected_, x_, f_, room_);
+    if (corrected_ != 0) map_.lanes.correct(corrected_, x_, f_, constants_, room_);
     for_lane_doubles<T>([&](int at) { previous_r2_.put(at, ~doubles_mask(failed, at), r2.at(at)); });
     has_before_ = (best | again_) & ~corrected_ & ~failed;
     again_ = failed;

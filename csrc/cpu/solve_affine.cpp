@@ -268,7 +268,8 @@ class AffineMap {
                                                                           : kNear)),
         chord_(weights.chord()),
         newton_(weights.of_newton(), weights.shift()) {
-    if (newton_.fits()) slopes_ = slope_function(problem, weights.weight.narrow != kFull);
+    if (chord_.fit() || newton_.fits())
+      slopes_ = slope_function(problem, !chord_.fit() && weights.weight.narrow != kFull);
   }
 
   int64_t slot_elements() const { return kept_at_ + product_.elements(moves_); }
@@ -312,9 +313,8 @@ class AffineMap {
   // Whether rows can be corrected, which writes their next iterates to f: of rows whose products have just been taken.
   bool corrects() const { return slopes_ != nullptr || chord_.fit(); }
   void correct(int n, Correction<T>* rows) {
-    if (chord_.fit()) return chord_.take(n, rows);
-    newton_.solve(
-        n, rows, [&](const Correction<T>& c, T* to) { slopes_(all_, c.constants + kept_at_, c, to); }, all_.leak);
+    const auto slopes = [&](const Correction<T>& c, T* to) { slopes_(all_, c.constants + kept_at_, c, to); };
+    chord_.fit() ? chord_.take(n, rows, slopes_ != nullptr, slopes) : newton_.solve(n, rows, slopes, all_.leak);
   }
 
  private:
@@ -393,10 +393,23 @@ void affine_lanes(const AffineRows<T>& all, LaneEvaluation<T>& e) {
   }
 }
 
+// affine_slopes of rows side by side, by f.
+template <class T, int kind, bool leaky, bool scaled>
+void lane_slopes(const AffineRows<T>& all, const Vec<T>* x, const Vec<T>* f, const Vec<T>* constants, Vec<T>* to) {
+  const Vec<T>* const scale = constants + all.dim;
+  for (int64_t i = 0; i < all.dim; ++i) {
+    if constexpr (scaled)
+      to[i] = scale[i];
+    else
+      to[i] = slope_at<T, kind>(leaky ? fma<T>(-broadcast<T>(all.leak[i]), x[i], f[i]) : f[i]);
+  }
+}
+
 // AffineMap for rows side by side, all products in full. A lane's constants are u and its scale.
 template <class T>
 class AffineLanes {
   using Function = void (*)(const AffineRows<T>&, LaneEvaluation<T>&);
+  using Slopes = void (*)(const AffineRows<T>&, const Vec<T>* x, const Vec<T>* f, const Vec<T>* constants, Vec<T>* to);
 
  public:
   AffineLanes(const AffineProblem<T>& problem, const AffineWeights<T>& weights)
@@ -405,7 +418,10 @@ class AffineLanes {
         all_{weights.leak.full.data, problem.dim, problem.dim, problem.dim - problem.pieces},
         pass_(
             by_activation(problem, []<int kind, bool scaled>() -> Function { return affine_lanes<T, kind, scaled>; })),
-        chord_(weights.chord()) {}
+        chord_(weights.chord()),
+        slopes_(by_activation(problem, [&]<int kind, bool scaled>() -> Slopes {
+          return problem.leak != nullptr ? by_leak<kind, true, scaled>() : by_leak<kind, false, scaled>();
+        })) {}
 
   int64_t slot_elements() const { return all_.dim * (problem_.scale != nullptr ? 2 : 1); }
 
@@ -432,15 +448,24 @@ class AffineLanes {
 
   // As AffineMap corrects. room: vectors, correction_elements() of them.
   bool corrects() const { return chord_.fit(); }
-  int64_t correction_elements() const { return chord_.fit() ? 2 * round_up(all_.dim, kLanes<T>) : 0; }
-  void correct(LaneSet lanes, const Vec<T>* x, Vec<T>* f, Vec<T>* room) const { chord_.take(lanes, x, f, room); }
+  int64_t correction_elements() const { return chord_.fit() ? ChordSteps<T>::room(all_.dim) : 0; }
+  void correct(LaneSet lanes, const Vec<T>* x, Vec<T>* f, const Vec<T>* constants, Vec<T>* room) const {
+    chord_.take(lanes, x, f, slopes_ != nullptr, [&](Vec<T>* to) { slopes_(all_, x, f, constants, to); }, room);
+  }
 
  private:
+  template <int kind, bool leaky, bool scaled>
+  static Slopes by_leak() {
+    if constexpr (scaled || slope_by_value(kind, leaky)) return lane_slopes<T, kind, leaky, scaled>;
+    return nullptr;
+  }
+
   const AffineProblem<T>& problem_;
   const PackedMatrix<T> weight_;
   const AffineRows<T> all_;
   const Function pass_;
   const ChordSteps<T> chord_;
+  const Slopes slopes_;  // null: not by f
 };
 
 // For rows side by side and, when few are left, for these row by row.
