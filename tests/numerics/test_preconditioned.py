@@ -122,10 +122,13 @@ def test_weights_without_an_inverse(size, entry):
     problem = problem_of("orth", size, rows=20)
     weight = problem.weight.clone()
     weight[0, -1] = entry
-    z, info = solve(Problem(weight, problem.u, problem.z0))
-    clean, _ = solve(Problem(weight.nan_to_num(0, 0, 0).clamp(-1, 1), problem.u, problem.z0))
+    _, info = solve(Problem(weight, problem.u, problem.z0))
+    if entry == entry:  # tanh takes what overflows
+        assert (info.steps >= 1).all()
+    else:
+        assert not info.converged.any()
+    clean, _ = solve(problem)
     assert clean.isfinite().all()
-    assert (info.status != ak.Status.CONVERGED).all() if entry != entry else info.steps.min() >= 1
 
 
 @pytest.mark.parametrize("size", [16, 48, 64, 256])
@@ -145,4 +148,4 @@ def test_gradients(size):
     assert info.adjoint is not None and info.adjoint.converged.all()
     if has_few_bits():
         assert info.adjoint.steps.max() <= 30
-    assert info.converged.all() and RTOL > info.residual.max()
+    assert info.converged.all() and info.residual.max() < RTOL
