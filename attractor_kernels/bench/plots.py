@@ -60,6 +60,7 @@ def _ratio_bars(axis: Axes, report: Report, rows: Sequence[Row], mine: str) -> N
     names = columns(report, list(rows))
     width = 0.8 / max(len(names), 1)
     last = len(rows) + 0.4  # a gap sets the means apart
+    heights = [1.0]
     for index, name in enumerate(names):
         offset = (index - (len(names) - 1) / 2) * width
         found = [(i, r) for i, row in enumerate(rows) if (r := row.ratio(name, mine)) is not None]
@@ -76,12 +77,14 @@ def _ratio_bars(axis: Axes, report: Report, rows: Sequence[Row], mine: str) -> N
             label=label,
         )
         axis.bar_label(bars, [number(r) for _, r in found + means], fontsize=6, rotation=90, padding=2)
+        heights += [r for _, r in found + means]
+    # With room for the numbers. Left to matplotlib, bars that differ in the last bit alone would make a scale of no
+    # height, and an error.
+    axis.set_ylim(0.88 * min(heights), 2.8 * max(heights))
     axis.set_yscale("log")
     axis.axhline(1.0, color="black", linewidth=0.8)
     axis.axvline(len(rows) - 0.3, color="#cccccc", linewidth=0.8)
     axis.set_xticks([*range(len(rows)), last], [*(row.shape for row in rows), "geometric\nmean"])
-    low, high = axis.get_ylim()
-    axis.set_ylim(low, high * 2.5)  # room for the numbers
     axis.set_ylabel("times faster")
     axis.spines[["top", "right"]].set_visible(False)
     if axis.get_legend_handles_labels()[0]:  # nobody may have been there to compare with

@@ -7,6 +7,7 @@ import io
 from rich.console import Console
 
 from attractor_kernels.bench.plots import plot_report
+from attractor_kernels.bench.results import geometric_mean
 from attractor_kernels.bench.tables import cell_text, markdown, reasons, result_tables, seconds
 
 
@@ -55,3 +56,15 @@ def test_one_picture_per_cell_dtype_and_pass(report, tmp_path):
     assert path.name == "stem-affine-float32-forward.png"
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 10_000
+
+
+def test_bars_that_differ_in_the_last_bit(report, tmp_path):
+    """One ratio and its mean, which is the same but for rounding: such an axis once had no height."""
+    row = report.rows[1]
+    mine = report.names([row], ours=True)[0]
+    ratio = 19.16857857641142
+    assert 0 < geometric_mean([ratio]) - ratio < 1e-14
+    report.rows[:] = [row]
+    row.entries = {name: entry for name, entry in row.entries.items() if name in (mine, "naive")}
+    row.entries[mine].seconds, row.entries["naive"].seconds = 1.0, ratio
+    plot_report(report, tmp_path, "stem")
