@@ -18,9 +18,19 @@ class ChordSteps {
 
   bool fit() const { return p_.data != nullptr; }
 
-  // f becomes the next iterate. slopes(row, to): S, zero from its end to whole vectors; where `twice`.
-  template <class Slopes>
-  void take(int n, Correction<T>* rows, bool twice, const Slopes& slopes) const {
+  // S of a row, zero from its end to whole vectors.
+  struct Slopes {
+    T* to;
+
+    template <class Keep>
+    void put(const Correction<T>&, int64_t i, Vec<T> slope, const Keep& keep) const {
+      store(to + i, keep(slope));
+    }
+  };
+
+  // f becomes the next iterate. slopes(row, Slopes), where `twice`.
+  template <class Function>
+  void take(int n, Correction<T>* rows, bool twice, const Function& slopes) const {
     const int64_t dim = p_.inputs, ld = round_up(dim, kLanes<T>);
     T* const room = static_cast<T*>(product_scratch().get(size_t(kRooms * n * ld) * sizeof(T)));
     const T* r[kMaxTile];
@@ -35,7 +45,7 @@ class ChordSteps {
     }
     multiply(p_, n, r, y);
     for (int k = 0; twice && k < n; ++k) {
-      slopes(rows[k], more[k]);
+      slopes(rows[k], Slopes{more[k]});
       T* const left = room + kRooms * k * ld;
       for (int64_t i = 0; i < ld; i += kLanes<T>) store(left + i, left_of(load(more[k] + i), load(y[k] + i)));
     }
@@ -52,8 +62,8 @@ class ChordSteps {
 
   // The same of rows side by side, those in `lanes`. room: room(dim) vectors.
   static int64_t room(int64_t dim) { return kRooms * round_up(dim, kLanes<T>); }
-  template <class Slopes>
-  void take(LaneSet lanes, const Vec<T>* x, Vec<T>* f, bool twice, const Slopes& slopes, Vec<T>* room) const {
+  template <class Function>
+  void take(LaneSet lanes, const Vec<T>* x, Vec<T>* f, bool twice, const Function& slopes, Vec<T>* room) const {
     const int64_t dim = p_.inputs, ld = round_up(dim, kLanes<T>);
     Vec<T>*const r = room, *const y = room + ld, *const more = room + 2 * ld;
     for (int64_t i = 0; i < dim; ++i) r[i] = f[i] - x[i];

@@ -31,6 +31,15 @@ struct LaneEvaluation {
   Vec<T> r2, f2, dot;      // out: |f - x|^2, |f|^2 and that sum
 };
 
+template <class T>
+inline bool all_zero(const T* x, int64_t n) {
+  IntVec<T> any{};
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) any |= load(x + i) != Vec<T>{};
+  if (i < n) any |= load_first<T>(x + i, int(n - i)) != Vec<T>{};
+  return lane_set<T>(any) == 0;
+}
+
 // The sums of an evaluation, from f.
 template <class T>
 inline void take_sums(int64_t dim, LaneEvaluation<T>& e) {
@@ -170,11 +179,8 @@ class LaneTile {
       if (row < 0) return;
       const LaneSet bit = LaneSet(1) << l;
       const T* const z0 = z0_ + row * dim_;
-      bool zero = true;
-      for (int64_t i = 0; i < dim_; ++i) {
-        x_[i][l] = z0[i];
-        zero = zero && z0[i] == T(0);
-      }
+      const bool zero = all_zero(z0, dim_);
+      for (int64_t i = 0; i < dim_; ++i) x_[i][l] = z0[i];
       map_.lanes.load(constants_, l, row);
       row_[l] = row;
       put(l, Progress<double>{});

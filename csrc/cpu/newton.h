@@ -19,6 +19,11 @@ template <class T, bool has = AK_HAS_INT8 && sizeof(T) == 4>
 struct NewtonSteps {
   NewtonSteps(const Weights<T>&, T) {}
   bool fits() const { return false; }
+  static double aim2(bool) { return 1; }
+  struct Start {
+    template <class Keep>
+    void put(const Correction<T>&, int64_t, Vec<T>, const Keep&) const {}
+  };
   template <class Slopes>
   void solve(int, Correction<T>*, const Slopes&, const T*) {}
 };
@@ -27,7 +32,8 @@ struct NewtonSteps {
 
 template <>
 class NewtonSteps<float, true> {
-  static constexpr int kGroup = 4;  // rows whose lanes are added together
+  static constexpr int kGroup = 4;        // rows whose lanes are added together
+  static constexpr float kSpare = 1.25f;  // of a guess at the next largest entry of r
 
  public:
   // shift: 0, or the slope that the weights are preconditioned with (precondition.h).
@@ -40,17 +46,35 @@ class NewtonSteps<float, true> {
 
   bool fits() const { return fits_; }
 
-  // slopes(row, to): phi'(a) of one of them, zero from its end to whole vectors.
+  // Squared fall of a row's residual to aim at. What 8 bits and the curvature of f leave of it is mostly more, from a
+  // start that is far away by far; and with P a product is not much cheaper than an evaluation.
+  double aim2(bool first) const { return first ? 0.09 : shift_ != 0 ? 0.01 : 0.0064; }
+
+  // What a row begins with, as its slopes become known.
+  struct Start {
+    float *slope, *r;
+    uint8_t* bytes;
+    float shift, inverse;  // of the unit
+    uint8_t turned;
+
+    template <class Keep>
+    void put(const Correction<float>& c, int64_t i, Vec<float> phi_slope, const Keep& keep) const {
+      const Vec<float> g = keep(load(c.f + i) - load(c.x + i));
+      store(slope + i, keep(phi_slope) - broadcast<float>(shift));
+      store(r + i, g);
+      const Bytes narrow = nearest_bytes(g * broadcast<float>(inverse), turned);
+      std::memcpy(bytes + i, &narrow, sizeof narrow);
+    }
+  };
+
+  // slopes(row, start): start.put of phi'(a) of all of a row.
   template <class Slopes>
   void solve(int n, Correction<float>* rows, const Slopes& slopes, const float* leak) {
     const float* const leak_of_steps = shift_ != 0 ? nullptr : leak;  // P has it
     place(n);
     signed_ = product_.takes_signed(n);
     for (int i = 0; i < n; ++i) {
-      slopes(rows[i], rows_[i].slope);
-      if (shift_ != 0) shift_slopes(rows_[i].slope);
-      begin(rows[i], rows_[i]);
-      take_bytes(rows_[i], i);
+      begin(rows[i], rows_[i], i, slopes);
       active_[i] = i;
     }
     for (int count = n; count > 0;) {
@@ -61,22 +85,30 @@ class NewtonSteps<float, true> {
         const bool plain = rows[active_[first]].corrector->plain;
         some = 1;
         while (some < kGroup && first + some < count && rows[active_[first + some]].corrector->plain == plain) ++some;
-        leak_of_steps != nullptr ? step<true>(plain, first, some, rows, leak, left)
-                                 : step<false>(plain, first, some, rows, leak, left);
+        if (plain)
+          leak_of_steps != nullptr ? substitute_all<true>(first, some, rows, leak, left)
+                                   : substitute_all<false>(first, some, rows, leak, left);
+        else
+          leak_of_steps != nullptr ? conjugate_all<true>(first, some, rows, leak, left)
+                                   : conjugate_all<false>(first, some, rows, leak, left);
       }
       count = left;
       if (product_.takes_signed(count) != signed_) turn_signs(count);
     }
-    for (int i = 0; i < n; ++i) end(rows[i], rows_[i], leak);
+    for (int i = 0; i < n; ++i) {
+      rows[i].corrector->spent += rows_[i].taken;
+      if (rows_[i].taken > 0 && !rows_[i].ended) end(rows[i], rows_[i], leak);  // of none f is a Picard step
+    }
   }
 
  private:
   struct Row {
-    float *slope, *r, *image, *product, *total;  // image: (1 - J) p; product: W p; total: W d
-    float largest, unit;                         // entry of r, in size; what its integers count in
-    double r2, image2;
+    float *slope, *r, *image, *product;  // image: (1 - J) p; product: W p
+    float* total;                        // W d
+    float largest, unit;                 // entry of r, in size; what its integers count in
+    double r2, image2;                   // image2: 0 where there is no last direction
     int taken;
-    bool fresh;  // no direction yet
+    bool ended;  // f is the next iterate
   };
 
   void place(int n) {
@@ -97,25 +129,25 @@ class NewtonSteps<float, true> {
     lay(pieces);
   }
 
-  void begin(const Correction<float>& c, Row& row) const {
-    const float *const f = c.f, *const x = c.x;
-    float *const r = row.r, *const total = row.total;
-    Vec<float> most{};
-    for_row<float>(dim_, [&](int64_t i, auto keep) {
-      const Vec<float> g = keep(load(f + i) - load(x + i));
-      store(r + i, g);
-      store(total + i, Vec<float>{});
-      most = VecOps<float>::max(most, VecOps<float>::abs(g));
-    });
-    row.largest = largest_lane<float>(most);
+  template <class Slopes>
+  void begin(const Correction<float>& c, Row& row, int at, const Slopes& slopes) const {
+    const Unit unit = unit_for(c.largest);
+    uint8_t* const to = bytes(at);
+    slopes(c, Start{row.slope, row.r, to, shift_, unit.inverse, flip()});
+    for (int64_t i = round_up(dim_, kLanes<float>); i < round_up(dim_, 64); i += kLanes<float>) {
+      const Bytes none{};
+      std::memcpy(to + i, &none, sizeof none);
+    }
+    row.unit = unit.unit;
+    row.largest = c.largest;
     row.r2 = c.r2;
     row.taken = 0;
-    row.fresh = true;
+    row.image2 = 0;
+    row.ended = false;
+    if (c.corrector->plain) clear(row.total);
   }
 
-  void shift_slopes(float* slope) const {
-    for (int64_t i = 0; i < dim_; i += kLanes<float>) store(slope + i, load(slope + i) - broadcast<float>(shift_));
-  }
+  void clear(float* to) const { std::memset(to, 0, size_t(ld_) * sizeof(float)); }
 
   uint8_t* bytes(int at) const { return bytes_ + at * product_.row_bytes(); }
   float* out(int at) const { return reinterpret_cast<float*>(sums_ + at * product_.row_sums()); }
@@ -130,24 +162,6 @@ class NewtonSteps<float, true> {
     return {sane ? largest / CoarseProduct::kLargest : 0.0f, sane ? CoarseProduct::kLargest / largest : 0.0f};
   }
 
-  // r as integers, for the product's row `at`.
-  void take_bytes(Row& row, int at) const {
-    const Unit unit = unit_for(row.largest);
-    row.unit = unit.unit;
-    const Vec<float> inverse = broadcast<float>(unit.inverse);
-    const float* const r = row.r;
-    uint8_t* const to = bytes(at);
-    const uint8_t turned = flip();
-    const int64_t dim = dim_, padded = product_.row_bytes();
-    int64_t i = 0;
-    for (; i < dim; i += kLanes<float>) {
-      const Bytes narrow = nearest_bytes(load(r + i) * inverse, turned);
-      std::memcpy(to + i, &narrow, sizeof narrow);
-    }
-    const Bytes none{};
-    for (; i < padded; i += kLanes<float>) std::memcpy(to + i, &none, sizeof none);
-  }
-
   // The integers of all rows, for who wants them the other way.
   void turn_signs(int count) {
     signed_ = !signed_;
@@ -157,99 +171,112 @@ class NewtonSteps<float, true> {
     }
   }
 
-  // A step of `some` rows from the first-th active one on. Those that go on move up to `left`, which counts them.
+  // Whether a row is done once its residual has come to r2.
+  static bool done(const Correction<float>& c, const Row& row, double r2) {
+    return r2 <= c.aim2 * c.r2 || row.taken + 1 >= c.most;
+  }
+
+  // Steps of `some` rows from the first-th active one on. Those that go on move up to `left`, which counts them.
   template <bool leaky>
-  void step(bool plain, int first, int some, const Correction<float>* rows, const float* leak, int& left) {
-    bool goes_on[kGroup];
-    Vec<float> most[kGroup];
-    for (int i = some; i < kGroup; ++i) most[i] = Vec<float>{};
-    plain ? substitute_all<leaky>(first, some, rows, leak, most, goes_on)
-          : conjugate_all<leaky>(first, some, rows, leak, most, goes_on);
-    float largest[kGroup];
+  void substitute_all(int first, int some, const Correction<float>* rows, const float* leak, int& left) {
+    Vec<float> square[kGroup], most[kGroup];
+    for (int i = some; i < kGroup; ++i) square[i] = most[i] = Vec<float>{};
+    for (int i = 0; i < some; ++i) {
+      const int id = active_[first + i];
+      substitute<leaky>(rows_[id], first + i, rows[id].corrector->reach, leak, square[i], most[i]);
+    }
+    float sums[kGroup], largest[kGroup];
+    sum_lanes_of_each<kGroup>(square, sums);
     largest_lane_of_each<kGroup>(most, largest);
     for (int i = 0; i < some; ++i) {
       const int id = active_[first + i];
+      const Correction<float>& c = rows[id];
       Row& row = rows_[id];
-      if (!goes_on[i]) {
-        rows[id].corrector->on = false;
-        continue;
-      }
-      row.taken += 1;
+      Corrector& corrector = *c.corrector;
+      const double r2 = double(sums[i]);
+      constexpr double kMostGrowth2 = 4;
+      corrector.on = r2 < row.r2 || (!corrector.conjugate && r2 < kMostGrowth2 * row.r2);
+      corrector.conjugate = corrector.conjugate || !(r2 < row.r2);
+      // A few slow modes are left when it has become slower by so much: they are for the others.
+      corrector.plain = r2 <= 0.5 * (1 + corrector.rate2) * row.r2;
+      if (!corrector.plain) clear(row.image), clear(row.product), row.image2 = 0;
+      row.r2 = r2;
       row.largest = largest[i];
-      if (row.r2 <= rows[id].aim2 * rows[id].r2 || row.taken >= rows[id].most) continue;
-      if (!plain)
-        take_bytes(row, left);
-      else if (left != first + i)
-        std::memcpy(bytes(left), bytes(first + i), size_t(product_.row_bytes()));
+      if (!corrector.on) continue;
+      const bool last = done(c, row, r2);
+      row.taken += 1;
+      if (last) continue;
+      if (left != first + i) std::memcpy(bytes(left), bytes(first + i), size_t(product_.row_bytes()));
       active_[left++] = id;
     }
   }
 
   template <bool leaky>
-  void substitute_all(int first, int some, const Correction<float>* rows, const float* leak, Vec<float>* most,
-                      bool* goes_on) {
-    Vec<float> square[kGroup];
-    for (int i = some; i < kGroup; ++i) square[i] = Vec<float>{};
-    for (int i = 0; i < some; ++i) {
-      const int id = active_[first + i];
-      substitute<leaky>(rows_[id], first + i, rows[id].corrector->reach, leak, square[i], most[i]);
-    }
-    float sums[kGroup];
-    sum_lanes_of_each<kGroup>(square, sums);
-    for (int i = 0; i < some; ++i) {
-      const int id = active_[first + i];
-      Row& row = rows_[id];
-      Corrector& corrector = *rows[id].corrector;
-      const double r2 = double(sums[i]);
-      constexpr double kMostGrowth2 = 4;
-      goes_on[i] = r2 < row.r2 || (!corrector.conjugate && r2 < kMostGrowth2 * row.r2);
-      corrector.conjugate = corrector.conjugate || !(r2 < row.r2);
-      // A few slow modes are left when it has become slower by so much: they are for the others.
-      corrector.plain = r2 <= 0.5 * (1 + corrector.rate2) * row.r2;
-      row.fresh = true;
-      row.r2 = r2;
-    }
-  }
-
-  template <bool leaky>
-  void conjugate_all(int first, int some, const Correction<float>* rows, const float* leak, Vec<float>* most,
-                     bool* goes_on) {
+  void conjugate_all(int first, int some, const Correction<float>* rows, const float* leak, int& left) {
     constexpr int kSums = 4;  // of a row: <A r, A p>, |A r|^2, <r, A r> and one to make it a power of two
-    Vec<float> lanes[kSums * kGroup];
+    Vec<float> lanes[kSums * kGroup], most[kGroup], square[kGroup];
     for (int i = some; i < kGroup; ++i)
       for (int k = 0; k < kSums; ++k) lanes[kSums * i + k] = Vec<float>{};
     for (int i = 0; i < some; ++i) {
       const Row& row = rows_[active_[first + i]];
-      row.fresh ? measure<leaky, true>(row, out(first + i), leak, lanes + kSums * i)
-                : measure<leaky, false>(row, out(first + i), leak, lanes + kSums * i);
+      row.taken == 0 ? measure<leaky, true>(row, out(first + i), leak, lanes + kSums * i)
+                     : measure<leaky, false>(row, out(first + i), leak, lanes + kSums * i);
     }
-    float sums[kSums * kGroup];
+    float sums[kSums * kGroup], largest[kGroup], travelled[kGroup];
     sum_lanes_of_each<kSums * kGroup>(lanes, sums);
+    for (int i = 0; i < kGroup; ++i) most[i] = square[i] = Vec<float>{};
+    Steps steps{};
     for (int i = 0; i < some; ++i) {
-      const int id = active_[first + i];
+      const Row& row = rows_[active_[first + i]];
+      steps.cross[i] = double(sums[kSums * i]);
+      steps.square[i] = double(sums[kSums * i + 1]);
+      steps.along[i] = double(sums[kSums * i + 2]);
+      steps.r2[i] = row.r2;
+      steps.last_image2[i] = row.image2;
+    }
+    steps.choose();
+    int ids[kGroup];
+    for (int i = 0; i < some; ++i) {
+      const int id = ids[i] = active_[first + i];
+      const Correction<float>& c = rows[id];
       Row& row = rows_[id];
-      const double cross = double(sums[kSums * i]), square = double(sums[kSums * i + 1]);
-      const double along = double(sums[kSums * i + 2]);
-      const double beta = row.fresh ? 0 : -cross / row.image2;
-      const double image2 = square + beta * cross, alpha = along / image2;
-      goes_on[i] = along > 0 && image2 > 0 && finite(alpha) && finite(beta);
-      most[i] = Vec<float>{};
-      if (!goes_on[i]) continue;
-      most[i] = row.fresh ? move<leaky, true>(row, out(first + i), leak, float(alpha), float(beta))
-                          : move<leaky, false>(row, out(first + i), leak, float(alpha), float(beta));
-      // What successive substitution would have left; where that is nearly as little, its steps are the cheaper ones.
+      if (!steps.sound(i)) {
+        c.corrector->on = false;
+        continue;
+      }
+      // Where successive substitution would have left nearly as little, its steps are the cheaper ones.
       constexpr double kNearly = 0.85;
       constexpr int kSettled = 2;  // steps before
-      const double plain2 = row.r2 - 2 * along + square, r2 = row.r2 - alpha * along;
-      if (row.taken >= kSettled && r2 > kNearly * plain2 && !rows[id].corrector->conjugate) {
-        rows[id].corrector->plain = true;
-        rows[id].corrector->rate2 = plain2 / row.r2;
-        constexpr float kSpare = 1.25f;
-        rows[id].corrector->reach = kSpare * float(square_root(plain2 / row.r2));
+      const double r2 = steps.left2[i];
+      if (row.taken >= kSettled && r2 > kNearly * steps.plain2[i] && !c.corrector->conjugate) {
+        c.corrector->plain = true;
+        c.corrector->rate2 = steps.plain2[i] / row.r2;
+        c.corrector->reach = kSpare * float(square_root(c.corrector->rate2));
       }
-      row.image2 = image2;
+      const Step step{float(steps.alpha[i]), float(steps.beta[i])};
+      const bool last = done(c, row, r2);
+      if (last && leak == nullptr) {
+        row.taken == 0 ? finish<true>(c, row, out(first + i), step, most[i], square[i])
+                       : finish<false>(c, row, out(first + i), step, most[i], square[i]);
+        row.ended = true;
+      } else {
+        const Unit unit = unit_for(row.largest * kSpare * float(steps.fall[i]));
+        uint8_t* const to = bytes(left);
+        most[i] = row.taken == 0 ? move<leaky, true>(row, out(first + i), leak, step, unit.inverse, to)
+                                 : move<leaky, false>(row, out(first + i), leak, step, unit.inverse, to);
+        row.unit = unit.unit;
+      }
+      row.image2 = steps.image2[i];
       row.r2 = r2;
-      row.fresh = false;
+      row.taken += 1;
+      if (!last) active_[left++] = id;
+    }
+    largest_lane_of_each<kGroup>(most, largest);
+    sum_lanes_of_each<kGroup>(square, travelled);
+    for (int i = 0; i < some; ++i) {
+      Row& row = rows_[ids[i]];
+      row.largest = largest[i];
+      if (row.ended) *rows[ids[i]].travel = travel_of(rows[ids[i]], largest[i], travelled[i]);
     }
   }
 
@@ -299,8 +326,34 @@ class NewtonSteps<float, true> {
     most = largest;
   }
 
-  // Conjugate residuals: the sums that decide a step. Sums of integers become W r, in the same place.
-  template <bool leaky, bool fresh>
+  // Conjugate residuals: alpha along the direction r + beta (the last one).
+  struct Step {
+    float alpha, beta;
+  };
+
+  // Of a group of rows.
+  struct Steps {
+    typedef double Numbers __attribute__((vector_size(kGroup * sizeof(double))));
+    Numbers cross, square, along, r2, last_image2;  // last_image2: 0 where there is no last direction
+    Numbers beta, image2, alpha;
+    Numbers left2, plain2;  // |r|^2 after this step, and after one of successive substitution
+    Numbers fall;           // of |r|
+
+    void choose() {
+      const Numbers none{};
+      beta = last_image2 > none ? -cross / last_image2 : none;
+      image2 = square + beta * cross;
+      alpha = along / image2;
+      plain2 = r2 - 2 * along + square;
+      left2 = r2 - alpha * along;
+      const Numbers fall2 = left2 > none ? left2 / r2 : none;
+      for (int i = 0; i < kGroup; ++i) fall[i] = square_root(fall2[i]);
+    }
+    bool sound(int i) const { return along[i] > 0 && image2[i] > 0 && finite(alpha[i]) && finite(beta[i]); }
+  };
+
+  // The sums that decide a step. Sums of integers become W r, in the same place.
+  template <bool leaky, bool first>
   void measure(const Row& row, float* out, const float* leak, Vec<float>* sums) const {
     const Vec<float> unit = broadcast<float>(row.unit);
     const float *const slope = row.slope, *const r_row = row.r, *const image_row = row.image;
@@ -311,7 +364,7 @@ class NewtonSteps<float, true> {
       const Vec<float> r = load(r_row + i), wr = number(out, scale, diagonal, r_row, unit, i);
       const Vec<float> image = image_of<leaky>(load(slope + i), r, leak, wr, i);
       store(out + i, wr);
-      if constexpr (!fresh) cross = fma<float>(image, load(image_row + i), cross);
+      if constexpr (!first) cross = fma<float>(image, load(image_row + i), cross);
       square = fma<float>(image, image, square);
       along = fma<float>(r, image, along);
     }
@@ -320,19 +373,22 @@ class NewtonSteps<float, true> {
     sums[2] = sums[3] = along;
   }
 
-  // ... and the step along the new direction; the largest entries of what is left of r.
-  template <bool leaky, bool fresh>
-  Vec<float> move(const Row& row, const float* wr, const float* leak, float by, float turn) const {
-    const Vec<float> alpha = broadcast<float>(by), beta = broadcast<float>(turn);
+  // ... and the step; the largest entries of what is left of r, which is counted in integers by a guess at them.
+  template <bool leaky, bool first>
+  Vec<float> move(const Row& row, const float* wr, const float* leak, const Step& step, float inverse_unit,
+                  uint8_t* to) const {
+    const Vec<float> alpha = broadcast<float>(step.alpha), beta = broadcast<float>(step.beta);
+    const Vec<float> inverse = broadcast<float>(inverse_unit);
     const float* const slope = row.slope;
     float *const r_row = row.r, *const image_row = row.image, *const product_row = row.product,
                  *const total = row.total;
+    const uint8_t turned = flip();
     const int64_t dim = dim_;
     Vec<float> most{};
     for (int64_t i = 0; i < dim; i += kLanes<float>) {
       Vec<float> product = load(wr + i), r = load(r_row + i);
       Vec<float> image = image_of<leaky>(load(slope + i), r, leak, product, i);
-      if constexpr (!fresh) {
+      if constexpr (!first) {
         image = fma<float>(beta, load(image_row + i), image);
         product = fma<float>(beta, load(product_row + i), product);
       }
@@ -340,28 +396,71 @@ class NewtonSteps<float, true> {
       store(image_row + i, image);
       store(product_row + i, product);
       store(r_row + i, r);
-      store(total + i, fma<float>(alpha, product, load(total + i)));
+      store(total + i, first ? alpha * product : fma<float>(alpha, product, load(total + i)));
       most = VecOps<float>::max(most, VecOps<float>::abs(r));
+      const Bytes narrow = nearest_bytes(r * inverse, turned);
+      std::memcpy(to + i, &narrow, sizeof narrow);
     }
     return most;
   }
 
+  // A row's last step, without a leak: the next iterate in the place of f, and how far from what its product stands
+  // for.
+  template <bool first>
+  void finish(const Correction<float>& c, const Row& row, const float* wr, const Step& step, Vec<float>& most,
+              Vec<float>& square) const {
+    const Vec<float> alpha = broadcast<float>(step.alpha), beta = broadcast<float>(step.beta);
+    const Vec<float> shift = broadcast<float>(shift_);
+    const float *const slope = row.slope, *const product_row = row.product, *const total_row = row.total;
+    const float* const from = c.stands_for != nullptr ? c.stands_for : c.x;
+    float* const f = c.f;
+    const int64_t dim = dim_;
+    Vec<float> largest{}, sum{};
+    for (int64_t i = 0; i < dim; i += kLanes<float>) {
+      Vec<float> product = load(wr + i), total;
+      if constexpr (first) {
+        total = alpha * product;
+      } else {
+        product = fma<float>(beta, load(product_row + i), product);
+        total = fma<float>(alpha, product, load(total_row + i));
+      }
+      const Vec<float> next = fma<float>(load(slope + i) + shift, total, load(f + i));
+      const Vec<float> travelled = next - load(from + i);
+      store(f + i, next);
+      largest = VecOps<float>::max(largest, VecOps<float>::abs(travelled));
+      sum = fma<float>(travelled, travelled, sum);
+    }
+    most = largest;
+    square = sum;
+  }
+
+  static Travel<float> travel_of(const Correction<float>& c, float largest, float square) {
+    if (c.stands_for == nullptr) return {};
+    return {largest, double(square)};
+  }
+
   void end(const Correction<float>& c, const Row& row, const float* leak) const {
-    c.corrector->spent += row.taken;
-    if (row.taken == 0) return;  // f is a Picard step
+    const float* const from = c.stands_for != nullptr ? c.stands_for : c.x;
     float* const f_row = c.f;
+    Vec<float> most{}, square{};
     for (int64_t i = 0; i < dim_; i += kLanes<float>) {
       const Vec<float> slope = load(row.slope + i) + broadcast<float>(shift_);
-      const Vec<float> step = slope * load(row.total + i), f = load(f_row + i);
+      const Vec<float> total = load(row.total + i), f = load(f_row + i);
+      Vec<float> next;
       if (leak == nullptr) {
-        store(f_row + i, f + step);
-        continue;
+        next = fma<float>(slope, total, f);
+      } else {
+        // (1 - leak) d = g - r + slope y
+        const Vec<float> x = load(c.x + i), one = broadcast<float>(1.0f);
+        next = x + (f - x - load(row.r + i) + slope * total) / (one - load(leak + i));
+        if (i + kLanes<float> > dim_) next = keep_first<float>(next, dim_ - i);
       }
-      // (1 - leak) d = g - r + slope y
-      const Vec<float> x = load(c.x + i), one = broadcast<float>(1.0f);
-      const Vec<float> next = x + (f - x - load(row.r + i) + step) / (one - load(leak + i));
-      store(f_row + i, i + kLanes<float> <= dim_ ? next : keep_first<float>(next, dim_ - i));
+      store(f_row + i, next);
+      const Vec<float> travelled = next - load(from + i);
+      most = VecOps<float>::max(most, VecOps<float>::abs(travelled));
+      square = fma<float>(travelled, travelled, square);
     }
+    *c.travel = travel_of(c, largest_lane<float>(most), sum_lanes<float>(square));
   }
 
   const bool fits_;

@@ -94,7 +94,7 @@ class Preconditioner {
   const int64_t dim_, ld_;
 };
 
-// A preconditioner packed, and what it is of.
+// A preconditioner packed, and what it is of: a problem's W, which is kept packed along.
 template <class T>
 struct Preconditioned {
   Weights<T> weights{};
@@ -105,13 +105,33 @@ struct Preconditioned {
   bool coarse = false;
   uint64_t last_use = 0;
   Scratch given, packed;
+
+  // W, packed as asked for.
+  const Weights<T>& weight(PackRequest<T> request, int threads, const Executor& executor) {
+    const bool same = has_weight && request.mixed == asked.mixed && request.digits == asked.digits &&
+                      request.newton == asked.newton && request.coarse == asked.coarse;
+    if (same) return given_weight;
+    has_weight = false;
+    given_weight = {};
+    request.to = &given_weight;
+    pack(&request, 1, threads, executor, weight_packed);
+    asked = request;
+    asked.from = {};
+    has_weight = true;
+    return given_weight;
+  }
+
+  bool has_weight = false;
+  Weights<T> given_weight{};
+  PackRequest<T> asked{};
+  Scratch weight_packed;
 };
 
 // P for this problem, in 8 bits where `coarse`; null: there is none. The calling thread keeps the last two, a solve's
 // and its adjoint's, and looks whether W is still the same, entry by entry: of a single row the inverse takes longer
 // than all the rest.
 template <class T>
-const Weights<T>* preconditioned(const AffineProblem<T>& problem, bool coarse, int threads, const Executor& executor) {
+Preconditioned<T>* preconditioned(const AffineProblem<T>& problem, bool coarse, int threads, const Executor& executor) {
   const T slope = typical_slope(problem);
   if (slope == 0 || problem.dim > kMostPreconditioned) return nullptr;
   thread_local Preconditioned<T> kept[2];
@@ -126,17 +146,18 @@ const Weights<T>* preconditioned(const AffineProblem<T>& problem, bool coarse, i
     if (one.dim == problem.dim && one.slope == slope && one.coarse == coarse &&
         std::memcmp(one.given.get(given), memory, given) == 0) {
       one.last_use = uses;
-      return one.fit ? &one.weights : nullptr;
+      return one.fit ? &one : nullptr;
     }
     if (one.last_use < to->last_use) to = &one;
   }
   to->dim = 0;  // while it is neither
+  to->has_weight = false;
   std::memcpy(to->given.get(given), memory, given);
   const Matrix<T> p = preconditioner.take(slope, memory);
   to->fit = p.data != nullptr;
   if (to->fit) {
     to->weights = {};
-    const PackRequest<T> request{p, &to->weights, false, coarse, coarse, true};
+    const PackRequest<T> request{p, &to->weights, false, false, coarse, coarse, true};
     pack(&request, 1, threads, executor, to->packed);
     to->fit = to->weights.coarse == coarse;
   }
@@ -144,7 +165,7 @@ const Weights<T>* preconditioned(const AffineProblem<T>& problem, bool coarse, i
   to->slope = slope;
   to->coarse = coarse;
   to->last_use = uses;
-  return to->fit ? &to->weights : nullptr;
+  return to->fit ? to : nullptr;
 }
 
 }  // namespace ak::AK_ISA

@@ -95,6 +95,7 @@ struct PackRequest {
   Matrix<T> from;
   Weights<T>* to;
   bool mixed = false;   // products of changes in few bits are welcome
+  bool digits = false;  // ... of those that are as good as full ones alone: by digits of the matrix unit
   bool newton = false;  // rows take Newton steps where they can (newton.h), in 8 bits whether mixed or not
   bool coarse = false;  // ... by these weights: none else are wanted where the matrix unit's own do
   bool alone = false;   // they are for nothing else
@@ -156,11 +157,11 @@ inline void place(const PackRequest<T>& request, Pieces& pieces) {
   Weights<T>& w = *request.to;
   w.full = {pieces.take<T>(PackedMatrix<T>::size(outputs, inputs)), outputs, inputs};
 #if AK_HAS_MATRIX_UNIT
-  if (sizeof(T) == 4 && !request.alone && unit_pays(outputs, inputs, request.mixed, request.newton)) {
-    if (request.mixed)
+  if (sizeof(T) == 4 && !request.alone) {
+    if ((request.mixed || request.digits) && unit_pays(outputs, inputs, true, request.newton))
       w.digits = {pieces.take<int8_t>(DigitMatrix::size(outputs, inputs)), pieces.take<float>(w.padded_outputs()),
                   pieces.take<float>(w.padded_outputs()), outputs, inputs};
-    else
+    if (!request.mixed && unit_pays(outputs, inputs, false))
       w.split = {pieces.take<uint32_t>(SplitMatrix::size(outputs, inputs)), outputs, inputs};
   }
 #endif
@@ -269,14 +270,6 @@ inline Packed pack_all_digits(const PackRequest<float>& request, int threads, co
 // Packs W for the matrix unit; false where it is not for it: vectors multiply it, by what was placed for them.
 inline bool pack_for_unit(const PackRequest<float>& request, int threads, const Executor& executor) {
   Weights<float>& w = *request.to;
-  if (w.split.data != nullptr) {
-    std::atomic<bool> fit{true};
-    for_panels(w.split.blocks(), threads, executor, [&](int block) {
-      if (!split_block(request.from, w.split, block)) fit.store(false, std::memory_order_relaxed);
-    });
-    if (fit) return true;
-    w.split = {};
-  }
   if (w.digits.data != nullptr) {
     float* const diagonal = w.digits.diagonal;
     w.digits.diagonal = nullptr;
@@ -287,9 +280,18 @@ inline bool pack_for_unit(const PackRequest<float>& request, int threads, const 
     }
     if (how == Packed::kWell) {
       w.narrow = kDigitwise;
+      w.split = {};
       return true;
     }
     w.digits = {};
+  }
+  if (w.split.data != nullptr) {
+    std::atomic<bool> fit{true};
+    for_panels(w.split.blocks(), threads, executor, [&](int block) {
+      if (!split_block(request.from, w.split, block)) fit.store(false, std::memory_order_relaxed);
+    });
+    if (fit) return true;
+    w.split = {};
   }
   return false;
 }
@@ -305,7 +307,7 @@ inline void pack_one(const PackRequest<T>& request, int threads, const Executor&
 #if AK_HAS_MATRIX_UNIT
     packed = pack_for_unit(request, threads, executor);
 #endif
-    if (packed && (request.mixed || !wants_coarse(request))) return;
+    if (packed && (w.narrow == kDigitwise || !wants_coarse(request))) return;
     if (w.narrow != kFull || wants_coarse(request)) {
       // A panel is packed in few bits while it is in the cache.
       float* const diagonal = w.diagonal;

@@ -215,6 +215,31 @@ inline Vec<T> interleave(Vec<T> a, Vec<T> b, std::index_sequence<lane...>) {
   return __builtin_shufflevector(a, b, (from + int(lane) / 2 + (lane % 2 ? kLanes<T> : 0))...);
 }
 
+// Lane l of a, or of b where l has the bit `half`; crossed: of lane l with that bit turned.
+template <class T, int half, bool crossed, size_t... lane>
+inline Vec<T> choose_halves(Vec<T> a, Vec<T> b, std::index_sequence<lane...>) {
+  return __builtin_shufflevector(
+      a, b, ((crossed ? int(lane) ^ half : int(lane)) + ((int(lane) & half) != 0 ? kLanes<T> : 0))...);
+}
+
+template <int n, class T, int half = kLanes<T> / 2, class Op>
+inline void fold_pairs(Vec<T>* rest, const Op& op) {
+  constexpr std::make_index_sequence<kLanes<T>> each{};
+  if constexpr (half > 0) {
+    constexpr int left = n > 1 ? n / 2 : 1;
+    for (int i = 0; i < left; ++i) {
+      const Vec<T> a = rest[i], b = rest[n > 1 ? i + left : i];
+      rest[i] = op(choose_halves<T, half, false>(a, b, each), choose_halves<T, half, true>(a, b, each));
+    }
+    fold_pairs<left, T, half / 2>(rest, op);
+  }
+}
+
+template <class T, int apart, size_t... lane>
+inline Vec<T> gather_every(Vec<T> v, std::index_sequence<lane...>) {
+  return __builtin_shufflevector(v, v, (int(lane) * apart % kLanes<T>)...);
+}
+
 // The lanes of n vectors, n a power of two, joined by `op` to one each, in the order of fold; for little more than the
 // price of one.
 template <int n, class T, class Op>
@@ -226,12 +251,9 @@ inline void fold_each(const Vec<T>* v, T* out, const Op& op) {
     constexpr std::make_index_sequence<kLanes<T>> each{};
     Vec<T> rest[n];
     for (int i = 0; i < n; ++i) rest[i] = v[i];
-    for (int left = n / 2; left > 0; left /= 2)
-      for (int i = 0; i < left; ++i)
-        rest[i] =
-            op(interleave<T, false>(rest[i], rest[i + left], each), interleave<T, true>(rest[i], rest[i + left], each));
-    const auto last = fold<T, n, AK_VECTOR_BYTES>(rest[0], op);
-    std::memcpy(out, &last, sizeof last);
+    fold_pairs<n, T>(rest, op);
+    const Vec<T> last = gather_every<T, kLanes<T> / n>(rest[0], each);
+    std::memcpy(out, &last, size_t(n) * sizeof(T));
   }
 }
 

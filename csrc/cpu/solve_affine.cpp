@@ -17,9 +17,9 @@ struct AffineRows {
 
 enum Watch { kUnwatched, kDirection, kSecant };
 
-// What the next product will ask of this step: nothing, how far f is from what the row's product stands for, or the
-// same where that is x, with the size of the product (Evaluation::rounding2).
-enum Reach { kNear, kFar, kMoving };
+// What is asked of this step: nothing, the largest entry of f - x, with it how far f is from what the row's product
+// stands for, or the same where that is x, with the size of the product (Evaluation::rounding2).
+enum Reach { kNear, kLargest, kFar, kMoving };
 
 // The row passes of a few rows, whose lanes are added together.
 constexpr int kGroup = 4;
@@ -27,14 +27,15 @@ constexpr int kGroup = 4;
 // The sums of a group, before their lanes are added.
 template <class T>
 struct LaneSums {
-  Vec<T> residual_and_norm[2 * kGroup], along[kGroup], square[kGroup], change[kGroup], product[kGroup];
+  Vec<T> residual_and_norm[2 * kGroup], along[kGroup], square[kGroup], largest[kGroup], change[kGroup], product[kGroup];
 
-  void set(int r, Vec<T> residual, Vec<T> norm, Vec<T> row_along, Vec<T> row_square, Vec<T> row_change,
-           Vec<T> row_product) {
+  void set(int r, Vec<T> residual, Vec<T> norm, Vec<T> row_along, Vec<T> row_square, Vec<T> row_largest,
+           Vec<T> row_change, Vec<T> row_product) {
     residual_and_norm[r] = residual;
     residual_and_norm[kGroup + r] = norm;
     along[r] = row_along;
     square[r] = row_square;
+    largest[r] = row_largest;
     change[r] = row_change;
     product[r] = row_product;
   }
@@ -49,7 +50,7 @@ inline void affine_row(const AffineRows<T>& all, const T* product, const Evaluat
   const T *const before = watch == kSecant ? e.previous_g : e.previous, *const stands_for = e.stands_for;
   T* const f_row = e.f;
   const int64_t dim = all.dim, first_relu = all.first_relu;
-  Vec<T> residual{}, norm{}, along{}, square{}, change{}, size{};
+  Vec<T> residual{}, norm{}, along{}, square{}, largest{}, change{}, size{};
   const auto one = [&](int64_t i, bool last) {
     const Vec<T> x = load(x_row + i);
     Vec<T> p = load(product + i);
@@ -77,8 +78,8 @@ inline void affine_row(const AffineRows<T>& all, const T* product, const Evaluat
       along = fma<T>(dg, g, along);
     }
     if constexpr (reach == kFar) change = VecOps<T>::max(change, VecOps<T>::abs(f - load(stands_for + i)));
+    if constexpr (reach != kNear) largest = VecOps<T>::max(largest, VecOps<T>::abs(g));
     if constexpr (reach == kMoving) {
-      change = VecOps<T>::max(change, VecOps<T>::abs(g));
       // As far as what p is off by reaches f: the slopes of the other activations are 1 or little more.
       if constexpr (scaled) p = p * load(scale + i);
       if constexpr (kind == kRelu2) p = p * (a + a);
@@ -89,7 +90,7 @@ inline void affine_row(const AffineRows<T>& all, const T* product, const Evaluat
   int64_t i = 0;
   for (; i + lanes <= dim; i += lanes) one(i, false);
   if (i < dim) one(i, true);
-  out.set(r, residual, norm, along, square, change, size);
+  out.set(r, residual, norm, along, square, largest, change, size);
 }
 
 template <class T, int kind, bool leaky, bool scaled, Reach reach>
@@ -97,7 +98,7 @@ void affine_rows(const AffineRows<T>& all, int n, const T* const* products, Eval
   LaneSums<T> lanes;
   bool watched = false, secant = false;
   const Vec<T> none{};
-  for (int r = n; r < kGroup; ++r) lanes.set(r, none, none, none, none, none, none);
+  for (int r = n; r < kGroup; ++r) lanes.set(r, none, none, none, none, none, none, none);
   for (int r = 0; r < n; ++r) {
     const Evaluation<T>& e = rows[r];
     if (e.previous_g != nullptr) {
@@ -110,11 +111,12 @@ void affine_rows(const AffineRows<T>& all, int n, const T* const* products, Eval
       affine_row<T, kind, leaky, scaled, reach, kUnwatched>(all, products[r], e, r, lanes);
     }
   }
-  T sums[2 * kGroup], along[kGroup], square[kGroup], change[kGroup], size[kGroup];
+  T sums[2 * kGroup], along[kGroup], square[kGroup], largest[kGroup], change[kGroup], size[kGroup];
   sum_lanes_of_each<2 * kGroup>(lanes.residual_and_norm, sums);
   if (watched || secant) sum_lanes_of_each<kGroup>(lanes.along, along);
   if (secant) sum_lanes_of_each<kGroup>(lanes.square, square);
-  if constexpr (reach != kNear) largest_lane_of_each<kGroup>(lanes.change, change);
+  if constexpr (reach != kNear) largest_lane_of_each<kGroup>(lanes.largest, largest);
+  if constexpr (reach == kFar) largest_lane_of_each<kGroup>(lanes.change, change);
   if constexpr (reach == kMoving) sum_lanes_of_each<kGroup>(lanes.product, size);
   for (int r = 0; r < n; ++r) {
     Evaluation<T>& e = rows[r];
@@ -125,10 +127,11 @@ void affine_rows(const AffineRows<T>& all, int n, const T* const* products, Eval
       e.secant_known = true;
       e.secant = {double(square[r]), double(along[r])};
     }
-    if constexpr (reach != kNear) e.travel.largest = change[r];
+    if constexpr (reach != kNear) e.largest = largest[r];
+    if constexpr (reach == kFar) e.travel.largest = change[r];
     if constexpr (reach == kMoving) {
       constexpr double kUnit2 = 0x1p-48;
-      e.travel.square = e.r2;
+      e.travel = {largest[r], e.r2};
       e.rounding2 += kUnit2 * double(size[r]);
     }
   }
@@ -170,6 +173,9 @@ RowFunction<T> by_reach(Reach reach) {
     if (reach == kMoving) return affine_rows<T, kind, leaky, scaled, kMoving>;
 #endif
     if (reach == kFar) return affine_rows<T, kind, leaky, scaled, kFar>;
+#if AK_HAS_INT8
+    if (reach == kLargest) return affine_rows<T, kind, leaky, scaled, kLargest>;
+#endif
   }
   return affine_rows<T, kind, leaky, scaled, kNear>;
 }
@@ -181,9 +187,9 @@ RowFunction<T> row_function(const AffineProblem<T>& p, Reach reach) {
   });
 }
 
-// phi'(a) of a row, zero past its end, by `product` or, where that is gone, by f.
-template <class T>
-using SlopeFunction = void (*)(const AffineRows<T>&, const T* product, const Correction<T>&, T* to);
+// sink.put of phi'(a) of all of a row, by `product` or, where that is gone, by f.
+template <class T, class Sink>
+using SlopeFunction = void (*)(const AffineRows<T>&, const T* product, const Correction<T>&, const Sink&);
 
 // phi'(a) by phi(a), but of activations that do not tell.
 template <class T, int kind>
@@ -202,8 +208,8 @@ constexpr bool slope_by_value(int kind, bool leaky) {
   return kind == kIdentity || kind == kTanh || kind == kSigmoid || kind == kSoftplus || (kind == kRelu && !leaky);
 }
 
-template <class T, int kind, bool leaky, bool scaled>
-void affine_slopes(const AffineRows<T>& all, const T* product, const Correction<T>& c, T* to) {
+template <class T, class Sink, int kind, bool leaky, bool scaled>
+void affine_slopes(const AffineRows<T>& all, const T* product, const Correction<T>& c, const Sink& sink) {
   using Math = Activations<VecOps<T>>;
   const T *const u = c.constants, *const scale = u + all.ld;
   for_row<T>(all.dim, [&](int64_t i, auto keep) {
@@ -220,20 +226,25 @@ void affine_slopes(const AffineRows<T>& all, const T* product, const Correction<
     } else {
       slope = Math::template derivative<kind>(load(product + i) + load(u + i));
     }
-    store(to + i, keep(slope));
+    sink.put(c, i, slope, keep);
   });
 }
 
-// null: no Newton steps, which divide by 1 - leak, or no slope without the product.
+// Whether a row's slopes can be had: not without its product, of some activations. And Newton steps divide by 1 - leak.
 template <class T>
-SlopeFunction<T> slope_function(const AffineProblem<T>& p, bool has_product) {
+bool has_slopes(const AffineProblem<T>& p, bool has_product) {
   constexpr T kMostLeak = T(0.9375);
   for (int64_t i = 0; p.leak != nullptr && i < p.dim; ++i)
-    if (!(p.leak[i] <= kMostLeak && p.leak[i] >= -1)) return nullptr;
-  return by_activation(p, [&]<int kind, bool scaled>() -> SlopeFunction<T> {
-    const bool by_value = scaled || slope_by_value(kind, p.leak != nullptr);
-    if (!by_value && !has_product) return nullptr;
-    return p.leak != nullptr ? affine_slopes<T, kind, true, scaled> : affine_slopes<T, kind, false, scaled>;
+    if (!(p.leak[i] <= kMostLeak && p.leak[i] >= -1)) return false;
+  return has_product || p.scale != nullptr || slope_by_value(p.activation, p.leak != nullptr);
+}
+
+// null: they cannot.
+template <class T, class Sink>
+SlopeFunction<T, Sink> slope_function(const AffineProblem<T>& p, bool has_product) {
+  if (!has_slopes(p, has_product)) return nullptr;
+  return by_activation(p, [&]<int kind, bool scaled>() -> SlopeFunction<T, Sink> {
+    return p.leak != nullptr ? affine_slopes<T, Sink, kind, true, scaled> : affine_slopes<T, Sink, kind, false, scaled>;
   });
 }
 
@@ -255,6 +266,9 @@ struct AffineWeights {
 // A slot holds u, scale where there is one, and what the product keeps.
 template <class T>
 class AffineMap {
+  using ChordSlopes = typename ChordSteps<T>::Slopes;
+  using NewtonStart = typename NewtonSteps<T>::Start;
+
  public:
   AffineMap(const AffineProblem<T>& problem, const AffineWeights<T>& weights)
       : problem_(problem),
@@ -263,13 +277,16 @@ class AffineMap {
         product_(weights.weight),
         all_{weights.leak.full.data, round_up(problem.dim, kLanes<T>), problem.dim, problem.dim - problem.pieces},
         kept_at_(all_.ld * (problem.scale != nullptr ? 2 : 1)),
-        rows_pass_(row_function(problem, moves_                           ? kMoving
-                                         : weights.weight.narrow == kInt8 ? kFar
-                                                                          : kNear)),
         chord_(weights.chord()),
         newton_(weights.of_newton(), weights.shift()) {
-    if (chord_.fit() || newton_.fits())
-      slopes_ = slope_function(problem, !chord_.fit() && weights.weight.narrow != kFull);
+    if (chord_.fit())
+      chord_slopes_ = slope_function<T, ChordSlopes>(problem, false);
+    else if (newton_.fits())
+      newton_slopes_ = slope_function<T, NewtonStart>(problem, weights.weight.narrow != kFull);
+    rows_pass_ = row_function(problem, moves_                           ? kMoving
+                                       : weights.weight.narrow == kInt8 ? kFar
+                                       : newton_slopes_ != nullptr      ? kLargest
+                                                                        : kNear);
   }
 
   int64_t slot_elements() const { return kept_at_ + product_.elements(moves_); }
@@ -311,10 +328,16 @@ class AffineMap {
   }
 
   // Whether rows can be corrected, which writes their next iterates to f: of rows whose products have just been taken.
-  bool corrects() const { return slopes_ != nullptr || chord_.fit(); }
+  bool corrects() const { return newton_slopes_ != nullptr || chord_.fit(); }
+  double aim2(bool first) const { return newton_.aim2(first); }
   void correct(int n, Correction<T>* rows) {
-    const auto slopes = [&](const Correction<T>& c, T* to) { slopes_(all_, c.constants + kept_at_, c, to); };
-    chord_.fit() ? chord_.take(n, rows, slopes_ != nullptr, slopes) : newton_.solve(n, rows, slopes, all_.leak);
+    const auto by = [&](const auto& slopes) {
+      return [&](const Correction<T>& c, const auto& sink) { slopes(all_, c.constants + kept_at_, c, sink); };
+    };
+    if (chord_.fit())
+      chord_.take(n, rows, chord_slopes_ != nullptr, by(chord_slopes_));
+    else
+      newton_.solve(n, rows, by(newton_slopes_), all_.leak);
   }
 
  private:
@@ -324,10 +347,11 @@ class AffineMap {
   const RowProduct<T> product_;
   const AffineRows<T> all_;
   const int64_t kept_at_;
-  const RowFunction<T> rows_pass_;
+  RowFunction<T> rows_pass_;
   const ChordSteps<T> chord_;
   NewtonSteps<T> newton_;
-  SlopeFunction<T> slopes_ = nullptr;
+  SlopeFunction<T, ChordSlopes> chord_slopes_ = nullptr;
+  SlopeFunction<T, NewtonStart> newton_slopes_ = nullptr;
 };
 
 // Whether a state is small enough for rows to be solved side by side. Beyond, what all lanes spend on those few that
@@ -485,19 +509,25 @@ void solve(const AffineProblem<T>& problem, const SolveOptions& options, const S
   const double products = double(problem.dim) * double(problem.dim);
   const int threads = threads_for(problem.rows, products, executor.threads);
   AffineWeights<T> weights;
-  const auto by_changes = [&](bool newton) { return mixed_allowed(options) && few_bits_pay(problem.dim, newton); };
-  const bool newton = newton_pays(options, problem.dim) && slope_function(problem, by_changes(true)) != nullptr;
-  const bool mixed = by_changes(newton);
-  const bool chord = chord_pays(options, problem.dim) && slope_function(problem, true) != nullptr;
+  const auto changes_pay = [&](bool newton) { return few_bits_pay(problem.dim, newton); };
+  const bool newton_paying = newton_pays(options, problem.dim);
+  // "best" compares residuals to the last bit.
+  bool digits = AK_HAS_MATRIX_UNIT && sizeof(T) == 4 && newton_paying && changes_pay(true) && !options.keep_best;
+  const bool newton = newton_paying && has_slopes(problem, digits || (mixed_allowed(options) && changes_pay(true)));
+  digits = digits && newton;
+  const bool mixed = mixed_allowed(options) && changes_pay(newton);
+  const bool chord = chord_pays(options, problem.dim) && has_slopes(problem, true);
   const bool coarse = newton && AK_HAS_INT8 && sizeof(T) == 4;
-  const Weights<T>* const p = chord || coarse ? preconditioned(problem, coarse, threads, executor) : nullptr;
+  Preconditioned<T>* const p = chord || coarse ? preconditioned(problem, coarse, threads, executor) : nullptr;
+  const PackRequest<T> requests[] = {{vector_view(problem.leak, problem.dim), &weights.leak},
+                                     {problem.weight, &weights.weight, mixed, digits, newton, newton && p == nullptr}};
+  const int first = problem.leak != nullptr ? 0 : 1, end = p == nullptr ? 2 : 1;
+  pack(requests + first, end - first, threads, executor);
   if (p != nullptr) {
-    weights.preconditioned = *p;
+    weights.weight = p->weight(requests[1], threads, executor);
+    weights.preconditioned = p->weights;
     weights.slope = typical_slope(problem);
   }
-  const PackRequest<T> requests[] = {{problem.weight, &weights.weight, mixed, newton, newton && p == nullptr},
-                                     {vector_view(problem.leak, problem.dim), &weights.leak}};
-  pack(requests, problem.leak != nullptr ? 2 : 1, threads, executor);
   const CellCost cost{products * weights.weight.share(), double(problem.dim), weights.weight.most_rows()};
   if (lanes_pay<T>(weights, problem.rows, problem.dim, threads))
     return solve_rows<T, LaneTile>(problem.rows, problem.dim, cost, options, problem.z0, result, threads, executor,
@@ -540,10 +570,11 @@ TilePlan tile_plan(int64_t rows, int64_t dim, const SolveOptions& options, int t
                 PackedMatrix<T>::size(dim, dim) * int64_t(sizeof(T)),
                 int64_t(tile.scratch_bytes())};
 #if AK_HAS_MATRIX_UNIT
-  if (sizeof(T) == 4 && unit_pays(dim, dim, false)) {
+  const bool digits = coarse && few_bits_pay(dim, true);
+  if (sizeof(T) == 4 && (digits || unit_pays(dim, dim, false))) {
     plan.block_rows = plan.block_columns = 2 * kUnitRows;
-    plan.depth = kUnitDepth;
-    plan.packed_bytes = SplitMatrix::size(dim, dim) * 4;
+    plan.depth = digits ? kUnitBytes : kUnitDepth;
+    plan.packed_bytes = digits ? DigitMatrix::size(dim, dim) : SplitMatrix::size(dim, dim) * 4;
   }
 #endif
   return plan;

@@ -10,6 +10,10 @@
 //   double refresh2()                          Precision::observe; 0 where every product is in full
 //   void load(T* constants, int64_t row)
 //   void evaluate(int n, const Evaluation<T>*) f of n rows and the sums the stopping rule needs
+// and, of a map that corrects iterates,
+//   bool corrects()
+//   double aim2(bool first)                    squared fall of the residual that a correction is to aim at
+//   void correct(int n, Correction<T>*)        of rows that have just been evaluated
 #pragma once
 
 #include <atomic>
@@ -35,6 +39,7 @@ struct Evaluation {
   bool zero;            // x is known to be all zeros
   bool exact;           // in full precision, even where the map may do less
   Travel<T> travel;     // in: of x, from what the row's product stands for; out: of f
+  T largest;            // out: entry of f - x, in size; of maps whose corrections ask for it
   const T* stands_for;  // out: that x, where it helps to know how far the next one is from it; else null
   bool moves;           // out: ... in both ways that Travel knows
   double rounding2;     // in and out: |f - what it would be with a product in full|^2, about; negative: not known
@@ -61,9 +66,12 @@ struct Correction {
   T* f;  // in: of x; out: the next iterate
   T* constants;
   double r2;    // |f - x|^2
+  T largest;    // entry of f - x, in size; of maps that ask for it
   double aim2;  // squared fall of the residual, to first order, that is enough
   int most;     // products to spend
   Corrector* corrector;
+  const T* stands_for;  // Evaluation::stands_for
+  Travel<T>* travel;    // out: of the next iterate, where it is known
 };
 
 // Squared fall of the residual that a correction has to bring for another.
@@ -87,6 +95,7 @@ struct Slot {
   bool corrected;  // the current iterate is a correction
   Corrector corrector;
   double rounding2;  // Evaluation::rounding2 of it
+  Travel<T> travel;  // of the next iterate
   Precision precision;
   Progress<double> progress;
   AutoState<double> choice;
@@ -180,21 +189,12 @@ class Tile {
     Slot<T>* running[kMaxTile];
     for (int i = 0; i < active; ++i) running[i] = &slots_[i];
     Evaluation<T> evaluation[kMaxTile];
-    for (int i = 0; i < active; ++i) request(*running[i], {}, evaluation[i]);
     while (active > 0) {
+      for (int i = 0; i < active; ++i) request(*running[i], evaluation[i]);
       map_.evaluate(active, evaluation);
       corrections_ = 0;
-      for (int i = active - 1; i >= 0; --i) {
-        Slot<T>& slot = *running[i];
-        Evaluation<T>& e = evaluation[i];
-        Travel<T> travel;
-        if (advance(slot, e, travel) || refill(slot, queue)) {
-          request(slot, travel, e);
-        } else {
-          running[i] = running[--active];
-          e = evaluation[active];
-        }
-      }
+      for (int i = active - 1; i >= 0; --i)
+        if (!advance(*running[i], evaluation[i]) && !refill(*running[i], queue)) running[i] = running[--active];
       if constexpr (kCorrects)
         if (corrections_ > 0) map_.correct(corrections_, correction_);
     }
@@ -253,6 +253,7 @@ class Tile {
     slot.corrector = {};
     if constexpr (kCorrects) slot.corrector.on = options_.solver == kAuto && options_.damping == 1 && map_.corrects();
     slot.rounding2 = -1;
+    slot.travel = {};
     slot.precision = {};
     slot.progress = {};
     slot.choice = {};
@@ -278,7 +279,7 @@ class Tile {
     return options_.solver == kAuto ? auto_accelerating(slot.choice.mode) : options_.solver == kAnderson;
   }
 
-  void request(const Slot<T>& slot, const Travel<T>& travel, Evaluation<T>& e) const {
+  void request(const Slot<T>& slot, Evaluation<T>& e) const {
     e.x = slot.x[slot.current];
     e.last_x = slot.last >= 0 ? slot.x[slot.last] : nullptr;
     e.f = slot.x[slot.target];
@@ -288,7 +289,7 @@ class Tile {
     e.step = slot.progress.steps;
     e.zero = slot.zero && slot.progress.steps == 0;
     e.exact = slot.last < 0 || (full(slot) && !slot.sound);
-    e.travel = travel;
+    e.travel = slot.travel;
     e.stands_for = nullptr;
     e.moves = false;
     e.rounding2 = slot.rounding2;
@@ -306,9 +307,10 @@ class Tile {
     return e.rounding2 >= 0 && within_tolerance(kMargin2 * e.rounding2, e.f2, rule_);
   }
 
-  // Takes in one evaluation; false when the row is done (and written out). travel: of the next iterate.
-  bool advance(Slot<T>& slot, const Evaluation<T>& e, Travel<T>& travel) {
+  // Takes in one evaluation; false when the row is done (and written out).
+  bool advance(Slot<T>& slot, const Evaluation<T>& e) {
     slot.last = slot.current;
+    slot.travel = {};
     slot.rounding2 = e.rounding2;
     slot.sound = sound(e);
     const Status ending = slot.precision.ending;
@@ -330,19 +332,21 @@ class Tile {
     if (verdict.status != kRunning) return end(slot, verdict.status, e);
     T* const f = slot.x[slot.target];
     const T damping = T(options_.damping);
-    if (corrects(slot, e, jumped)) {
-      slot.precision.last = request_correction(slot, e);
-      slot.previous_r2 = e.r2;
-      turn_buffers(slot);
-      slot.previous = -1;
-      return true;
+    if constexpr (kCorrects) {
+      if (corrects(slot, e, jumped)) {
+        slot.precision.last = request_correction(slot, e);
+        slot.previous_r2 = e.r2;
+        turn_buffers(slot);
+        slot.previous = -1;
+        return true;
+      }
     }
     if (accelerates(slot, e)) {
       const Whence<T> from{e.stands_for, e.moves};
-      travel = anderson_advance<T>(slot.anderson, used_ld_, shape_.history, damping, options_.ridge, e.r2,
-                                   e.secant_known ? &e.secant : nullptr, from, e.x, f, jumped);
+      slot.travel = anderson_advance<T>(slot.anderson, used_ld_, shape_.history, damping, options_.ridge, e.r2,
+                                        e.secant_known ? &e.secant : nullptr, from, e.x, f, jumped);
     } else if (damping == T(1)) {
-      travel = e.travel;
+      slot.travel = e.travel;
     } else {
       for (int64_t i = 0; i < used_ld_; i += kLanes<T>) {
         const Vec<T> x = load(e.x + i);
@@ -368,8 +372,7 @@ class Tile {
 
   // Returns whether the evaluation after it had best be in full.
   bool request_correction(Slot<T>& slot, const Evaluation<T>& e) {
-    // What 8 bits and the curvature of f leave room for; from a start that is far away, curvature takes most of it.
-    const double aim2 = slot.progress.steps == 1 ? 0.09 : 0.0025;
+    const double aim2 = map_.aim2(slot.progress.steps == 1);
     constexpr double kBelow2 = 0.25;  // the tolerance
     const double bound = options_.atol + options_.rtol * square_root(e.f2);
     const double wanted2 = kBelow2 * bound * bound / e.r2;
@@ -378,9 +381,12 @@ class Tile {
          slot.x[slot.target],
          slot.constants,
          e.r2,
+         e.largest,
          wanted2 > aim2 ? wanted2 : aim2,
          options_.max_steps - slot.corrector.spent,
-         &slot.corrector};
+         &slot.corrector,
+         e.stands_for,
+         &slot.travel};
     return wanted2 > aim2 || slot.precision.will_be_due(c.aim2 * e.r2, e.f2, refresh2_);
   }
 

@@ -22,6 +22,20 @@ SOLVERS = {
     "auto": ak.Auto(),
 }
 every_solver = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+
+
+@dataclass(frozen=True)
+class InFull:
+    """A solver for `Problem.solve` in full precision, where Auto may take products of changes, as good as full ones."""
+
+    solver: ak.options.Solver
+
+
+IN_FULL = InFull(ak.Auto())
+every_solver_and_full = pytest.mark.parametrize("solver", [*SOLVERS.values(), IN_FULL], ids=[*SOLVERS, "auto in full"])
+main_solvers_and_full = pytest.mark.parametrize(
+    "solver", [ak.Picard(), ak.Anderson(), ak.Auto(), IN_FULL], ids=["picard", "anderson", "auto", "auto in full"]
+)
 main_solvers = pytest.mark.parametrize(
     "solver", [ak.Picard(), ak.Anderson(), ak.Auto()], ids=["picard", "anderson", "auto"]
 )
@@ -50,7 +64,9 @@ class Problem:
         cell = ak.nn.AffineCell(size, 1, activation=self.activation, leak=self.leak, dtype=self.weight.dtype)
         cell.weight.data = self.weight
         bound = cell.bind_injection((self.u if u is None else u)[rows])
-        options = dict(rtol=RTOL, max_steps=150, precision="mixed") | options
+        full = isinstance(solver, InFull)
+        options = dict(rtol=RTOL, max_steps=150, precision="full" if full else "mixed") | options
+        solver = solver.solver if full else solver
         with torch.no_grad():
             return ak.fixed_point(
                 bound, (self.z0 if z0 is None else z0)[rows], solver=solver, backend=backend, **options

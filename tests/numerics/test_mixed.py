@@ -12,7 +12,17 @@ import math
 import pytest
 import torch
 from maps import BACKENDS, HALVES, assert_same_bits, family
-from mixed import RTOL, Problem, adjoint_solution, assert_honest, cotangents, every_solver, main_solvers, problem_of
+from mixed import (
+    RTOL,
+    Problem,
+    adjoint_solution,
+    assert_honest,
+    cotangents,
+    every_solver_and_full,
+    main_solvers,
+    main_solvers_and_full,
+    problem_of,
+)
 from torch import Tensor
 
 import attractor_kernels as ak
@@ -20,7 +30,7 @@ import attractor_kernels as ak
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
 
-@every_solver
+@every_solver_and_full
 @pytest.mark.parametrize("size", [1, 2, 17, 64, 127, 256])
 @pytest.mark.parametrize("kind", ["orth", "sym"])
 def test_true_residual_of_the_families(backend, kind, size, solver):
@@ -34,7 +44,7 @@ def test_true_residual_of_the_families(backend, kind, size, solver):
         assert info.steps.float().mean() <= 1.2 * full.steps.float().mean() + 1.5
 
 
-@main_solvers
+@main_solvers_and_full
 @pytest.mark.parametrize("rtol", [0.3, 1e-2, 1e-3, 3e-7])
 @pytest.mark.parametrize("kind", ["orth", "sym"])
 def test_other_tolerances(backend, kind, rtol, solver):
@@ -49,7 +59,7 @@ def test_other_tolerances(backend, kind, rtol, solver):
         assert (info.converged | (info.status == ak.Status.STAGNATED)).all()
 
 
-@main_solvers
+@main_solvers_and_full
 @pytest.mark.parametrize("size", [64, 384])
 @pytest.mark.parametrize("far", [1e3, 1e6])
 def test_far_starts(backend, far, size, solver):
@@ -72,7 +82,7 @@ def test_weight_at_the_limit(backend, precision):
     assert (z[:, 3] == -torch.sign(z[:, 5])).all()
 
 
-@main_solvers
+@main_solvers_and_full
 def test_absolute_tolerance(backend, solver):
     problem = problem_of("orth", 64)
     z, info = problem.solve(backend, solver, rtol=0.0, atol=1e-3)
@@ -83,7 +93,7 @@ def test_absolute_tolerance(backend, solver):
     assert_honest(problem, z, info, rtol=math.inf)
 
 
-@main_solvers
+@main_solvers_and_full
 @pytest.mark.parametrize("keep", ["last", "best"])
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 7, 12, 19])
 def test_out_of_steps(backend, keep, limit, solver):
@@ -102,7 +112,7 @@ def test_out_of_steps(backend, keep, limit, solver):
             assert torch.equal(info.residual, info.trace.nan_to_num(nan=math.inf).min(0).values)
 
 
-@main_solvers
+@main_solvers_and_full
 @pytest.mark.parametrize("least", [0, 5, 60])
 def test_fewest_steps(backend, least, solver):
     problem = problem_of("sym", 64)
@@ -111,7 +121,7 @@ def test_fewest_steps(backend, least, solver):
     assert_honest(problem, z, info, rtol=1e-4)
 
 
-@main_solvers
+@main_solvers_and_full
 def test_trace(backend, solver):
     """A residual at every step that was taken, the last of them the one reported; NaN only after the end."""
     problem = problem_of("orth", 64)
@@ -168,7 +178,7 @@ SCALES = [
 ]
 
 
-@main_solvers
+@main_solvers_and_full
 @pytest.mark.parametrize("size", [1, 17, 64, 256])
 @pytest.mark.parametrize("kind", SCALES)
 def test_badly_scaled_weights(backend, kind, size, solver):
@@ -183,7 +193,7 @@ def test_badly_scaled_weights(backend, kind, size, solver):
     assert info.steps[both].float().mean() <= 1.5 * full.steps[both].float().mean() + 2
 
 
-@main_solvers
+@main_solvers_and_full
 def test_weights_that_never_converge(backend, solver):
     """Random signs at 1e8: rows cycle. None may say that it converged without having."""
     weight, u = family("orth", 41, 64)
@@ -194,7 +204,7 @@ def test_weights_that_never_converge(backend, solver):
     assert z.isfinite().all()
 
 
-@main_solvers
+@main_solvers_and_full
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 def test_weights_not_finite(backend, poison, solver):
     """One such weight: no row has a finite residual, and the start comes back. (inf * 0 at the start is NaN.)"""
@@ -207,7 +217,7 @@ def test_weights_not_finite(backend, poison, solver):
     assert_same_bits(z, start)
 
 
-@main_solvers
+@main_solvers_and_full
 @pytest.mark.parametrize("start", [1e-30, 1e3, 1e6, 1e15])
 @pytest.mark.parametrize("kind", ["orth", "sym"])
 def test_huge_start(backend, kind, start, solver):
@@ -219,7 +229,7 @@ def test_huge_start(backend, kind, start, solver):
     assert_honest(problem, z, info)
 
 
-@main_solvers
+@main_solvers_and_full
 def test_start_at_the_solution(backend, solver):
     problem = problem_of("orth", 64)
     solved, _ = problem.solve(backend, solver)
@@ -228,7 +238,7 @@ def test_start_at_the_solution(backend, solver):
     assert (info.steps == 1).all() and info.converged.all()
 
 
-@main_solvers
+@main_solvers_and_full
 @pytest.mark.parametrize("exponent", [-26, 26])
 def test_scale(backend, exponent, solver):
     """relu is homogeneous: u times a power of two scales the solution, in as many steps."""
@@ -253,7 +263,7 @@ FORMS = {
 }
 
 
-@main_solvers
+@main_solvers_and_full
 @pytest.mark.parametrize(("activation", "leak"), FORMS.values(), ids=FORMS)
 def test_other_forms(backend, activation, leak, solver):
     weight, u = family("sym", 41, 64)
