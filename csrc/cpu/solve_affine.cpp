@@ -168,14 +168,14 @@ using RowFunction = void (*)(const AffineRows<T>&, int n, const T* const* produc
 
 template <class T, int kind, bool leaky, bool scaled>
 RowFunction<T> by_reach(Reach reach) {
+#if AK_HAS_INT8
+  if (reach == kLargest) return affine_rows<T, kind, leaky, scaled, kLargest>;
+#endif
   if constexpr (sizeof(T) == 4) {
 #if AK_HAS_MATRIX_UNIT
     if (reach == kMoving) return affine_rows<T, kind, leaky, scaled, kMoving>;
 #endif
     if (reach == kFar) return affine_rows<T, kind, leaky, scaled, kFar>;
-#if AK_HAS_INT8
-    if (reach == kLargest) return affine_rows<T, kind, leaky, scaled, kLargest>;
-#endif
   }
   return affine_rows<T, kind, leaky, scaled, kNear>;
 }
@@ -253,15 +253,49 @@ struct AffineWeights {
   Weights<T> weight, leak;
   Weights<T> preconditioned{};  // precondition.h
   T slope = 0;                  // that they are by; 0: there are none
+  Weights<float> coarse{};      // of float64: what Newton steps are by
+  float coarse_slope = 0;
 
-  // What Newton steps are by.
-  const Weights<T>& of_newton() const { return preconditioned.coarse ? preconditioned : weight; }
-  T shift() const { return preconditioned.coarse ? slope : T(0); }
+  const Weights<float>& of_newton() const {
+    if constexpr (sizeof(T) == 8)
+      return coarse;
+    else
+      return preconditioned.coarse ? preconditioned : weight;
+  }
+  float shift() const { return sizeof(T) == 8 ? coarse_slope : preconditioned.coarse ? float(slope) : 0.0f; }
   ChordSteps<T> chord() const {
     const bool fit = slope != 0 && !preconditioned.coarse;
     return {fit ? preconditioned.full : PackedMatrix<T>{}, slope, leak.full.data};
   }
 };
+
+// What the Newton steps of float64 rows are by, in 8 bits: P or, beyond the states that have one, W.
+inline void pack_coarse(const AffineProblem<double>& p, AffineWeights<double>& weights, int threads,
+                        const Executor& executor) {
+  thread_local Scratch narrow, packed;
+  const int64_t dim = p.dim, ld = round_up(dim, kLanes<float>);
+  float* const w = static_cast<float*>(narrow.get(size_t((dim + 1) * ld) * sizeof(float)));
+  const Matrix<double>& from = p.weight;
+  for (int64_t i = 0; i < dim; ++i)
+    for (int64_t j = 0; j < dim; ++j) w[i * ld + j] = float(from.data[i * from.output_stride + j * from.input_stride]);
+  float* const leak = w + dim * ld;
+  for (int64_t i = 0; p.leak != nullptr && i < dim; ++i) leak[i] = float(p.leak[i]);
+  // Of rows there are none: only whether they have a scale is asked for.
+  const AffineProblem<float> problem{.rows = 0,
+                                     .dim = dim,
+                                     .weight = {w, dim, dim, ld, 1},
+                                     .leak = p.leak != nullptr ? leak : nullptr,
+                                     .scale = p.scale != nullptr ? w : nullptr,
+                                     .activation = p.activation,
+                                     .pieces = p.pieces};
+  if (const Preconditioned<float>* const kept = preconditioned(problem, true, threads, executor)) {
+    weights.coarse = kept->weights;
+    weights.coarse_slope = typical_slope(problem);
+    return;
+  }
+  const PackRequest<float> request{problem.weight, &weights.coarse, false, false, true, true, true};
+  pack(&request, 1, threads, executor, packed);
+}
 
 // A slot holds u, scale where there is one, and what the product keeps.
 template <class T>
@@ -518,6 +552,8 @@ void solve(const AffineProblem<T>& problem, const SolveOptions& options, const S
   const bool mixed = mixed_allowed(options) && changes_pay(newton);
   const bool chord = chord_pays(options, problem.dim) && has_slopes(problem, true);
   const bool coarse = newton && AK_HAS_INT8 && sizeof(T) == 4;
+  if constexpr (AK_HAS_INT8 && sizeof(T) == 8)
+    if (newton) pack_coarse(problem, weights, threads, executor);
   Preconditioned<T>* const p = chord || coarse ? preconditioned(problem, coarse, threads, executor) : nullptr;
   const PackRequest<T> requests[] = {{vector_view(problem.leak, problem.dim), &weights.leak},
                                      {problem.weight, &weights.weight, mixed, digits, newton, newton && p == nullptr}};
@@ -541,9 +577,10 @@ TilePlan tile_plan(int64_t rows, int64_t dim, const SolveOptions& options, int t
   const CellCost cost{double(dim) * double(dim), double(dim)};
   const int used = threads_for(rows, cost.products, threads);
   const AffineProblem<T> problem{.rows = rows, .dim = dim};
-  const bool coarse = AK_HAS_INT8 && sizeof(T) == 4 && newton_pays(options, dim);
+  const bool newton = AK_HAS_INT8 && newton_pays(options, dim), coarse = newton && sizeof(T) == 4;
   const Weights<T> weight{.full = {nullptr, int(dim), int(dim)}, .coarse = coarse};
-  const AffineWeights<T> weights{weight, weight};
+  AffineWeights<T> weights{weight, weight};
+  if (newton) weights.coarse = {.full = {nullptr, int(dim), int(dim)}, .coarse = true};
   AffineMap<T> map(problem, weights);
   const TileShape shape = tile_shape<T>(options, cost, rows, dim, map.slot_elements(), used);
   const Tile<T, AffineMap<T>> tile(map, dim, shape, options, nullptr, {}, rows);

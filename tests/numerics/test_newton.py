@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from cells import PHI
-from maps import BACKENDS
-from mixed import RTOL, Problem, assert_honest, has_few_bits, problem_of
+from maps import BACKENDS, family
+from mixed import RTOL, Problem, adjoint_solution, assert_honest, cotangents, has_few_bits, problem_of
 
 import attractor_kernels as ak
 
@@ -193,3 +193,77 @@ def test_gradients(size, leak, precision):
     expected = slope * torch.linalg.solve(system.mT, v.double())
     error = (u.grad.double() - expected).norm(dim=-1) / expected.norm(dim=-1)
     assert error.max() < 1e-4
+
+
+def in_float64(kind: str, size: int, gain: float = 1.0, **form) -> Problem:
+    weight, u = family(kind, 61, size, torch.float64)
+    return Problem(gain * weight, u, torch.zeros_like(u), **form)
+
+
+@pytest.mark.parametrize("size", [57, 64, 100, 129, 256, 300])
+@pytest.mark.parametrize("kind", ["orth", "sym"])
+def test_few_evaluations_in_float64(kind, size):
+    """Corrections in 8 bits, residuals of f in float64."""
+    problem = in_float64(kind, size)
+    z, info = solve(problem, rtol=1e-12, max_steps=400)
+    _, picard = solve(problem, rtol=1e-12, max_steps=400, solver=ak.Picard())
+    assert info.converged.all()
+    assert problem.judge(z)[0].max() <= 1e-12 * (1 + 1e-3)
+    if has_few_bits():
+        assert info.steps.max() <= 14 < 50 < picard.steps.min()
+
+
+@pytest.mark.parametrize("leak", [None, -0.4, 0.9, 0.99], ids=str)
+@pytest.mark.parametrize("activation", PHI)
+def test_every_slope_in_float64(activation, leak):
+    gain = {"relu2": 0.2}.get(activation, 0.5) * (1 - abs(leak or 0))
+    problem = in_float64("orth", 97, gain, activation=activation, leak=leak)
+    z, info = solve(problem, rtol=1e-11, max_steps=4000)
+    assert info.converged.all()
+    assert problem.judge(z)[0].max() <= 1e-11 * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("exponent", [-400, -160, 160, 400])
+def test_float64_beyond_the_range_of_float32(exponent):
+    """relu is homogeneous: u times a power of two scales the solution; float32 does not reach so far."""
+    problem = in_float64("orth", 100, 0.9, activation="relu")
+    options = dict(rtol=1e-10, max_steps=400)
+    _, info = solve(problem, **options)
+    scaled, scaled_info = solve(problem, u=problem.u * 2.0**exponent, **options)
+    assert info.converged.all() and scaled_info.converged.all()
+    assert problem.judge(scaled * 2.0**-exponent)[0].max() <= 1e-10 * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("entry", [1e-300, 1e60, float("inf"), float("nan")])
+@pytest.mark.parametrize("size", [64, 300])
+def test_float64_weights_that_float32_does_not_hold(size, entry):
+    problem = in_float64("orth", size)
+    weight = problem.weight.clone()
+    weight[3, 5] = entry
+    of_them, options = Problem(weight, problem.u, problem.z0), dict(rtol=1e-10, max_steps=400)
+    z, info = solve(of_them, **options)
+    _, picard = solve(of_them, solver=ak.Picard(), **options)
+    # tanh takes what overflows; rows whose saturated unit changes its sign cycle.
+    assert info.converged.sum() >= picard.converged.sum()
+    assert info.converged.any() == (entry == entry)
+    if abs(entry) < float("inf"):
+        assert of_them.judge(z)[0][info.converged].max() <= 1e-10 * (1 + 1e-3)
+    assert solve(problem, **options)[1].converged.all()  # nothing of those weights is kept
+
+
+@pytest.mark.parametrize("leak", [None, 0.3], ids=str)
+@pytest.mark.parametrize("size", [64, 129, 300])
+def test_gradients_in_float64(size, leak):
+    problem = in_float64("sym", size, 1 - (leak or 0))
+    v = cotangents(problem)
+    cell = ak.nn.AffineCell(size, 1, leak=leak, dtype=torch.float64)
+    cell.weight.data = problem.weight
+    u = problem.u.clone().requires_grad_()
+    options = dict(rtol=1e-12, max_steps=400, backend="cpu")
+    z, info = ak.fixed_point(cell.bind_injection(u), problem.z0, **options)
+    (by_u,) = torch.autograd.grad((z * v).sum(), u)
+    assert info.adjoint.converged.all()
+    slope, _ = adjoint_solution(problem, z.detach(), v)
+    system = (1 - (leak or 0)) * torch.eye(size, dtype=torch.float64) - slope[:, :, None] * problem.weight
+    expected = slope * torch.linalg.solve(system.mT, v.double())
+    assert ((by_u - expected).norm(dim=-1) <= 1e-10 * expected.norm(dim=-1)).all()
