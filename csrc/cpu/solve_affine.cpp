@@ -1,7 +1,7 @@
 // f = leak * z + scale * phi(z W^T + u): the whole solve in one call. Its adjoint is the same with phi the
 // identity and scale = phi'(a).
 #include "chord.h"
-#include "newton.h"
+#include "newton_float64.h"
 #include "solve_rows.h"
 
 namespace ak::AK_ISA {
