@@ -276,7 +276,8 @@ class NewtonSteps<float, true> {
     for (int i = 0; i < some; ++i) {
       Row& row = rows_[ids[i]];
       row.largest = largest[i];
-      if (row.ended) *rows[ids[i]].travel = travel_of(rows[ids[i]], largest[i], travelled[i]);
+      const Correction<float>& c = rows[ids[i]];
+      if (row.ended && c.stands_for != nullptr) *c.travel = {largest[i], double(travelled[i])};
     }
   }
 
@@ -434,15 +435,9 @@ class NewtonSteps<float, true> {
     square = sum;
   }
 
-  static Travel<float> travel_of(const Correction<float>& c, float largest, float square) {
-    if (c.stands_for == nullptr) return {};
-    return {largest, double(square)};
-  }
-
   void end(const Correction<float>& c, const Row& row, const float* leak) const {
-    const float* const from = c.stands_for != nullptr ? c.stands_for : c.x;
     float* const f_row = c.f;
-    Vec<float> most{}, square{};
+    Distance<float> distance({c.stands_for, true});
     for (int64_t i = 0; i < dim_; i += kLanes<float>) {
       const Vec<float> slope = load(row.slope + i) + broadcast<float>(shift_);
       const Vec<float> total = load(row.total + i), f = load(f_row + i);
@@ -455,12 +450,10 @@ class NewtonSteps<float, true> {
         next = x + (f - x - load(row.r + i) + slope * total) / (one - load(leak + i));
         if (i + kLanes<float> > dim_) next = keep_first<float>(next, dim_ - i);
       }
+      distance.add(i, next);
       store(f_row + i, next);
-      const Vec<float> travelled = next - load(from + i);
-      most = VecOps<float>::max(most, VecOps<float>::abs(travelled));
-      square = fma<float>(travelled, travelled, square);
     }
-    *c.travel = travel_of(c, largest_lane<float>(most), sum_lanes<float>(square));
+    *c.travel = distance.travel();
   }
 
   const bool fits_;

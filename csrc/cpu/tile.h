@@ -290,6 +290,7 @@ class Tile {
     e.zero = slot.zero && slot.progress.steps == 0;
     e.exact = slot.last < 0 || (full(slot) && !slot.sound);
     e.travel = slot.travel;
+    e.largest = T(-1);
     e.stands_for = nullptr;
     e.moves = false;
     e.rounding2 = slot.rounding2;
