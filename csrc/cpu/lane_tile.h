@@ -31,15 +31,6 @@ struct LaneEvaluation {
   Vec<T> r2, f2, dot;      // out: |f - x|^2, |f|^2 and that sum
 };
 
-template <class T>
-inline bool all_zero(const T* x, int64_t n) {
-  IntVec<T> any{};
-  int64_t i = 0;
-  for (; i + kLanes<T> <= n; i += kLanes<T>) any |= load(x + i) != Vec<T>{};
-  if (i < n) any |= load_first<T>(x + i, int(n - i)) != Vec<T>{};
-  return lane_set<T>(any) == 0;
-}
-
 // The sums of an evaluation, from f.
 template <class T>
 inline void take_sums(int64_t dim, LaneEvaluation<T>& e) {

@@ -120,6 +120,15 @@ inline StopRule<double> stop_rule(const SolveOptions& options) {
   return {options.rtol, options.atol, sizeof(T) == 8 ? 0x1p-52 : 0x1p-23, options.max_steps, options.min_steps};
 }
 
+template <class T>
+inline bool all_zero(const T* x, int64_t n) {
+  IntVec<T> any{};
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) any |= load(x + i) != Vec<T>{};
+  if (i < n) any |= load_first<T>(x + i, int(n - i)) != Vec<T>{};
+  return lane_set<T>(any) == 0;
+}
+
 // The next waiting row; -1: there is none.
 inline int64_t next_row(std::atomic<int64_t>& queue, int64_t rows) {
   if (queue.load(std::memory_order_relaxed) >= rows) return -1;
@@ -232,12 +241,7 @@ class Tile {
     if (row < 0) return false;
     start(slot, row);
     copy_padded(slot.x[0], z0_ + row * dim_, dim_, used_ld_);
-    Vec<T> any{};
-    for (int64_t i = 0; i < used_ld_; i += kLanes<T>) {
-      const Vec<T> x = load(slot.x[0] + i);
-      any = x == Vec<T>{} ? any : broadcast<T>(T(1));
-    }
-    slot.zero = sum_lanes<T>(any) == T(0);
+    slot.zero = all_zero(slot.x[0], used_ld_);
     return true;
   }
 
