@@ -10,6 +10,17 @@
 
 namespace ak::AK_ISA {
 
+// Slopes of a row as they become known, put as they are: zero from its end to whole vectors.
+template <class T>
+struct SlopeRow {
+  T* to;
+
+  template <class Keep>
+  void put(const Correction<T>&, int64_t i, Vec<T> slope, const Keep& keep) const {
+    store(to + i, keep(slope));
+  }
+};
+
 template <class T>
 class ChordSteps {
  public:
@@ -18,17 +29,7 @@ class ChordSteps {
 
   bool fit() const { return p_.data != nullptr; }
 
-  // S of a row, zero from its end to whole vectors.
-  struct Slopes {
-    T* to;
-
-    template <class Keep>
-    void put(const Correction<T>&, int64_t i, Vec<T> slope, const Keep& keep) const {
-      store(to + i, keep(slope));
-    }
-  };
-
-  // f becomes the next iterate. slopes(row, Slopes), where `twice`.
+  // f becomes the next iterate. slopes(row, SlopeRow): S; where `twice`.
   template <class Function>
   void take(int n, Correction<T>* rows, bool twice, const Function& slopes) const {
     const int64_t dim = p_.inputs, ld = round_up(dim, kLanes<T>);
@@ -45,7 +46,7 @@ class ChordSteps {
     }
     multiply(p_, n, r, y);
     for (int k = 0; twice && k < n; ++k) {
-      slopes(rows[k], Slopes{more[k]});
+      slopes(rows[k], SlopeRow<T>{more[k]});
       T* const left = room + kRooms * k * ld;
       for (int64_t i = 0; i < ld; i += kLanes<T>) store(left + i, left_of(load(more[k] + i), load(y[k] + i)));
     }

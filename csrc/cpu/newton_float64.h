@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../common/step_decision.h"
+#include "chord.h"
 #include "newton.h"
 #include "scratch.h"
 
@@ -20,14 +21,7 @@ class NewtonSteps<double, true> {
   // Evaluations are dearer than float32's, beside the same products in 8 bits.
   double aim2(bool first) const { return first ? 0.09 : 0.0025; }
 
-  struct Start {
-    double* slope;
-
-    template <class Keep>
-    void put(const Correction<double>&, int64_t i, Vec<double> phi_slope, const Keep& keep) const {
-      store(slope + i, keep(phi_slope));
-    }
-  };
+  using Start = SlopeRow<double>;
 
   template <class Slopes>
   void solve(int n, Correction<double>* rows, const Slopes& slopes, const double* leak) {

@@ -300,7 +300,7 @@ inline void pack_coarse(const AffineProblem<double>& p, AffineWeights<double>& w
 // A slot holds u, scale where there is one, and what the product keeps.
 template <class T>
 class AffineMap {
-  using ChordSlopes = typename ChordSteps<T>::Slopes;
+  using ChordSlopes = SlopeRow<T>;
   using NewtonStart = typename NewtonSteps<T>::Start;
 
  public:
