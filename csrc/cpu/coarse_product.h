@@ -9,7 +9,43 @@
 
 namespace ak::AK_ISA {
 
-#if AK_HAS_INT8
+#if !AK_HAS_INT8
+
+struct CoarseProduct {
+  explicit CoarseProduct(const Weights<float>&) {}
+};
+
+#else
+
+// How a row is counted in integers, its largest entry known.
+struct CoarseUnit {
+  static constexpr float kLargest = 127;  // of the integers, in size
+
+  explicit CoarseUnit(float largest)
+      : unit(countable(largest) ? largest / kLargest : 0.0f), inverse(countable(largest) ? kLargest / largest : 0.0f) {}
+
+  float unit, inverse;
+};
+
+// The integers of a row of n entries, zero from its end on to whole registers of the matrix unit; 128 more than they
+// stand for unless `is_signed`.
+inline void take_bytes(const float* x, int64_t n, const CoarseUnit& unit, bool is_signed, uint8_t* to) {
+  const Vec<float> inverse = broadcast<float>(unit.inverse);
+  const uint8_t flip = is_signed ? 0 : 128;
+  int64_t i = 0;
+  for (; i < n; i += kLanes<float>) {
+    const Bytes narrow = nearest_bytes(load(x + i) * inverse, flip);
+    std::memcpy(to + i, &narrow, sizeof narrow);
+  }
+  for (const Bytes none{}; i < round_up(n, 64); i += kLanes<float>) std::memcpy(to + i, &none, sizeof none);
+}
+
+// A row whose product is taken.
+struct CoarseRow {
+  const float* r;
+  float unit;  // what its integers count in
+  const float* constants;
+};
 
 // Int8Product with its sums left as they are.
 struct Int8Sums {
@@ -35,8 +71,6 @@ struct Int8Sums {
 
 class CoarseProduct {
  public:
-  static constexpr float kLargest = 127;  // of the integers, in size
-
   // Whether there are such weights.
   static bool fits(const Weights<float>& w) { return w.coarse || w.narrow == kInt8 || w.narrow == kDigitwise; }
 
@@ -55,8 +89,28 @@ class CoarseProduct {
     diagonal_ = w.diagonal;
   }
 
-  const float* scale() const { return scale_; }        // of each output's sums
-  const float* diagonal() const { return diagonal_; }  // of W, which the sums lack; or null
+  bool fits() const { return fits(weights_); }
+  int64_t dim() const { return weights_.full.outputs; }
+  int64_t inputs() const { return weights_.full.inputs; }
+
+  // W r from its sums of integers.
+  struct Numbers {
+    Vec<float> unit;
+    const float* scale;     // of each output's sums
+    const float* diagonal;  // of W, which the sums lack; or null
+
+    Vec<float> operator()(const float* sums, const float* r, int64_t i) const {
+      Vec<int32_t> sum;
+      std::memcpy(&sum, sums + i, sizeof sum);
+      Vec<float> wr = __builtin_convertvector(sum, Vec<float>) * (unit * load(scale + i));
+      if (diagonal != nullptr) wr = fma<float>(load(diagonal + i), load(r + i), wr);
+      return wr;
+    }
+  };
+  Numbers numbers(float unit) const { return {broadcast<float>(unit), scale_, diagonal_}; }
+
+  static constexpr bool kSlopes = true;
+  void lay(Pieces&, int) {}
   int64_t row_bytes() const { return row_bytes_; }
   int64_t row_sums() const { return row_sums_; }
 
@@ -71,7 +125,7 @@ class CoarseProduct {
 
   // sums [n, row_sums()] of bytes [n, row_bytes()], zero from the row's end on; n <= kMaxTile, and there is memory for
   // whole registers of rows.
-  void apply(int n, const uint8_t* bytes, int32_t* sums) const {
+  void apply(int n, const uint8_t* bytes, int32_t* sums, const CoarseRow* = nullptr) const {
 #if AK_HAS_MATRIX_UNIT
     if (takes_signed(n)) return apply_unit(n, bytes, sums);
 #endif

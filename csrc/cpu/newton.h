@@ -1,4 +1,5 @@
-// Newton steps of the rows of a tile: x + d with (1 - J) d = f(x) - x, J = leak + slope W, slope = phi'(a).
+// Newton steps of the rows of a tile: x + d with (1 - J) d = f(x) - x. An Operator is J in 8 bits: of an affine cell
+// W of J = leak + slope W, slope = phi'(a), whose slopes are kept here (CoarseProduct); of other cells J itself.
 //
 // The equations are solved by conjugate residuals (GCR that remembers one direction), every product with W in 8 bits
 // (coarse_product.h): a fifth to a tenth of what an evaluation of f costs, and no activation. On a spectrum spread over
@@ -6,7 +7,7 @@
 // leave of the residual is the next step's.
 //
 // With y = W d, d = g - r + slope y + leak d, so no d is kept: f(x) + slope y is x + d and one Picard step of the
-// linear map more. Neither are directions p, but W p and p - J p.
+// linear map more. Neither are directions p, but W p and p - J p. Where J itself is had, y = J d, and slopes are 1.
 #pragma once
 
 #include "coarse_product.h"
@@ -15,9 +16,9 @@
 namespace ak::AK_ISA {
 
 // Where there are no products in few bits.
-template <class T, bool has = AK_HAS_INT8>
+template <class T, class Operator, bool has = AK_HAS_INT8>
 struct NewtonSteps {
-  NewtonSteps(const Weights<float>&, float) {}
+  NewtonSteps(const Operator&, float = 0) {}
   bool fits() const { return false; }
   static double aim2(bool) { return 1; }
   struct Start {
@@ -30,21 +31,28 @@ struct NewtonSteps {
 
 #if AK_HAS_INT8
 
-template <>
-class NewtonSteps<float, true> {
+// Of an Operator:
+//   kSlopes                                  J = leak + slope times what it multiplies by, or else J itself
+//   bool fits(); int64_t dim()
+//   int64_t row_bytes(), row_sums()          of a row of integers, in bytes, and of what comes of it, in words
+//   bool takes_signed(int n)                 integers of n rows; else 128 more than they stand for
+//   void lay(Pieces&, int n)                 memory of its own
+//   void apply(int n, const uint8_t*, int32_t*, const CoarseRow*)
+//   auto numbers(float unit)                 (out, r, i): a vector of what apply has made of r
+template <class Operator>
+class NewtonSteps<float, Operator, true> {
   static constexpr int kGroup = 4;        // rows whose lanes are added together
   static constexpr float kSpare = 1.25f;  // of a guess at the next largest entry of r
 
  public:
   // shift: 0, or the slope that the weights are preconditioned with (precondition.h).
-  NewtonSteps(const Weights<float>& w, float shift)
-      : fits_(CoarseProduct::fits(w)),
-        shift_(shift),
-        product_(w),
-        dim_(w.full.outputs),
+  explicit NewtonSteps(const Operator& product, float shift = 0)
+      : shift_(shift),
+        product_(product),
+        dim_(product.dim()),
         ld_(round_up(dim_, kLanes<float>) + kLanes<float>) {}
 
-  bool fits() const { return fits_; }
+  bool fits() const { return product_.fits(); }
 
   // Squared fall of a row's residual to aim at. What 8 bits and the curvature of f leave of it is mostly more, from a
   // start that is far away by far; and with P a product is not much cheaper than an evaluation.
@@ -60,17 +68,17 @@ class NewtonSteps<float, true> {
     template <class Keep>
     void put(const Correction<float>& c, int64_t i, Vec<float> phi_slope, const Keep& keep) const {
       const Vec<float> g = keep(load(c.f + i) - load(c.x + i));
-      store(slope + i, keep(phi_slope) - broadcast<float>(shift));
+      if constexpr (Operator::kSlopes) store(slope + i, keep(phi_slope) - broadcast<float>(shift));
       store(r + i, g);
       const Bytes narrow = nearest_bytes(g * broadcast<float>(inverse), turned);
       std::memcpy(bytes + i, &narrow, sizeof narrow);
     }
   };
 
-  // slopes(row, start): start.put of phi'(a) of all of a row.
+  // slopes(row, start): start.put of phi'(a) of all of a row, which has no meaning where J itself is had.
   template <class Slopes>
   void solve(int n, Correction<float>* rows, const Slopes& slopes, const float* leak) {
-    const float* const leak_of_steps = shift_ != 0 ? nullptr : leak;  // P has it
+    const bool leaky = leak != nullptr && shift_ == 0;  // P has it
     place(n);
     signed_ = product_.takes_signed(n);
     for (int i = 0; i < n; ++i) {
@@ -78,19 +86,20 @@ class NewtonSteps<float, true> {
       active_[i] = i;
     }
     for (int count = n; count > 0;) {
-      product_.apply(count, bytes_, sums_);
+      apply(count, rows);
       int left = 0;
       for (int first = 0, some; first < count; first += some) {
         // Rows that take the same kind of step.
         const bool plain = rows[active_[first]].corrector->plain;
         some = 1;
         while (some < kGroup && first + some < count && rows[active_[first + some]].corrector->plain == plain) ++some;
-        if (plain)
-          leak_of_steps != nullptr ? substitute_all<true>(first, some, rows, leak, left)
-                                   : substitute_all<false>(first, some, rows, leak, left);
-        else
-          leak_of_steps != nullptr ? conjugate_all<true>(first, some, rows, leak, left)
-                                   : conjugate_all<false>(first, some, rows, leak, left);
+        if constexpr (Operator::kSlopes) {
+          if (leaky) {
+            plain ? substitute_all<true>(first, some, rows, leak, left) : conjugate_all<true>(first, some, rows, leak, left);
+            continue;
+          }
+        }
+        plain ? substitute_all<false>(first, some, rows, leak, left) : conjugate_all<false>(first, some, rows, leak, left);
       }
       count = left;
       if (product_.takes_signed(count) != signed_) turn_signs(count);
@@ -111,17 +120,19 @@ class NewtonSteps<float, true> {
     bool ended;  // f is the next iterate
   };
 
+  static constexpr int kRows = Operator::kSlopes ? 5 : 4;  // of floats, of a row
+
   void place(int n) {
     const auto lay = [&](Pieces& pieces) {
+      product_.lay(pieces, n);
       bytes_ = pieces.take<uint8_t>(round_up(n, 16) * product_.row_bytes());
       sums_ = pieces.take<int32_t>(round_up(n, 16) * product_.row_sums());
-      float* data = pieces.take<float>(5 * n * ld_);
+      float* data = pieces.take<float>(kRows * n * ld_);
       if (data == nullptr) return;
-      for (int i = 0; i < n; ++i)
-        for (float** to : {&rows_[i].slope, &rows_[i].r, &rows_[i].image, &rows_[i].product, &rows_[i].total}) {
-          *to = data;
-          data += ld_;
-        }
+      for (int i = 0; i < n; ++i) {
+        float** const to[] = {&rows_[i].r, &rows_[i].image, &rows_[i].product, &rows_[i].total, &rows_[i].slope};
+        for (int k = 0; k < kRows; ++k, data += ld_) *to[k] = data;
+      }
     };
     Pieces sizes(nullptr);
     lay(sizes);
@@ -131,7 +142,7 @@ class NewtonSteps<float, true> {
 
   template <class Slopes>
   void begin(const Correction<float>& c, Row& row, int at, const Slopes& slopes) const {
-    const Unit unit = unit_for(c.largest);
+    const CoarseUnit unit(c.largest);
     uint8_t* const to = bytes(at);
     slopes(c, Start{row.slope, row.r, to, shift_, unit.inverse, flip()});
     for (int64_t i = round_up(dim_, kLanes<float>); i < round_up(dim_, 64); i += kLanes<float>) {
@@ -147,20 +158,30 @@ class NewtonSteps<float, true> {
     if (c.corrector->plain) clear(row.total);
   }
 
+  void apply(int count, const Correction<float>* rows) {
+    CoarseRow in[Operator::kSlopes ? 1 : kMaxTile];
+    if constexpr (!Operator::kSlopes)
+      for (int i = 0; i < count; ++i) {
+        const Row& row = rows_[active_[i]];
+        in[i] = {row.r, row.unit, rows[active_[i]].constants};
+      }
+    product_.apply(count, bytes_, sums_, in);
+  }
+
+  // Of a row; 1 where J itself is had.
+  struct Slopes {
+    const float* row;
+    Vec<float> operator[](int64_t i) const {
+      if constexpr (Operator::kSlopes) return load(row + i);
+      return broadcast<float>(1.0f);
+    }
+  };
+
   void clear(float* to) const { std::memset(to, 0, size_t(ld_) * sizeof(float)); }
 
   uint8_t* bytes(int at) const { return bytes_ + at * product_.row_bytes(); }
   float* out(int at) const { return reinterpret_cast<float*>(sums_ + at * product_.row_sums()); }
   uint8_t flip() const { return signed_ ? 0 : 128; }
-
-  // How r is counted in integers.
-  struct Unit {
-    float unit, inverse;
-  };
-  static Unit unit_for(float largest) {
-    const bool sane = countable(largest);
-    return {sane ? largest / CoarseProduct::kLargest : 0.0f, sane ? CoarseProduct::kLargest / largest : 0.0f};
-  }
 
   // The integers of all rows, for who wants them the other way.
   void turn_signs(int count) {
@@ -260,7 +281,7 @@ class NewtonSteps<float, true> {
                        : finish<false>(c, row, out(first + i), step, most[i], square[i]);
         row.ended = true;
       } else {
-        const Unit unit = unit_for(row.largest * kSpare * float(steps.fall[i]));
+        const CoarseUnit unit(row.largest * kSpare * float(steps.fall[i]));
         uint8_t* const to = bytes(left);
         most[i] = row.taken == 0 ? move<leaky, true>(row, out(first + i), leak, step, unit.inverse, to)
                                  : move<leaky, false>(row, out(first + i), leak, step, unit.inverse, to);
@@ -281,16 +302,6 @@ class NewtonSteps<float, true> {
     }
   }
 
-  // W r from its sums of integers
-  static Vec<float> number(const float* out, const float* scale, const float* diagonal, const float* r, Vec<float> unit,
-                           int64_t i) {
-    Vec<int32_t> sum;
-    std::memcpy(&sum, out + i, sizeof sum);
-    Vec<float> wr = __builtin_convertvector(sum, Vec<float>) * (unit * load(scale + i));
-    if (diagonal != nullptr) wr = fma<float>(load(diagonal + i), load(r + i), wr);
-    return wr;
-  }
-
   // r - J r
   template <bool leaky>
   static Vec<float> image_of(Vec<float> slope, Vec<float> r, const float* leak, Vec<float> wr, int64_t i) {
@@ -302,18 +313,19 @@ class NewtonSteps<float, true> {
   // largest entry: `reach` times the last one. One that is larger still loses a little.
   template <bool leaky>
   void substitute(Row& row, int at, float reach, const float* leak, Vec<float>& square, Vec<float>& most) const {
-    const Unit next = unit_for(row.largest * reach);
-    const Vec<float> unit = broadcast<float>(row.unit), inverse = broadcast<float>(next.inverse);
-    const float *const slope = row.slope, *const sums = out(at);
-    const float *const scale = product_.scale(), *const diagonal = product_.diagonal();
+    const CoarseUnit next(row.largest * reach);
+    const Vec<float> inverse = broadcast<float>(next.inverse);
+    const Slopes slope{row.slope};
+    const float* const sums = out(at);
+    const auto numbers = product_.numbers(row.unit);
     float *const r_row = row.r, *const total = row.total;
     uint8_t* const to = bytes(at);
     const uint8_t turned = flip();
     const int64_t dim = dim_;
     Vec<float> sum{}, largest{};
     for (int64_t i = 0; i < dim; i += kLanes<float>) {
-      const Vec<float> wr = number(sums, scale, diagonal, r_row, unit, i);
-      Vec<float> r = load(slope + i) * wr;
+      const Vec<float> wr = numbers(sums, r_row, i);
+      Vec<float> r = slope[i] * wr;
       if constexpr (leaky) r = fma<float>(load(leak + i), load(r_row + i), r);
       store(r_row + i, r);
       store(total + i, load(total + i) + wr);
@@ -356,15 +368,15 @@ class NewtonSteps<float, true> {
   // The sums that decide a step. Sums of integers become W r, in the same place.
   template <bool leaky, bool first>
   void measure(const Row& row, float* out, const float* leak, Vec<float>* sums) const {
-    const Vec<float> unit = broadcast<float>(row.unit);
-    const float *const slope = row.slope, *const r_row = row.r, *const image_row = row.image;
-    const float *const scale = product_.scale(), *const diagonal = product_.diagonal();
+    const Slopes slope{row.slope};
+    const float *const r_row = row.r, *const image_row = row.image;
+    const auto numbers = product_.numbers(row.unit);
     const int64_t dim = dim_;
     Vec<float> cross{}, square{}, along{};
     for (int64_t i = 0; i < dim; i += kLanes<float>) {
-      const Vec<float> r = load(r_row + i), wr = number(out, scale, diagonal, r_row, unit, i);
-      const Vec<float> image = image_of<leaky>(load(slope + i), r, leak, wr, i);
-      store(out + i, wr);
+      const Vec<float> r = load(r_row + i), wr = numbers(out, r_row, i);
+      const Vec<float> image = image_of<leaky>(slope[i], r, leak, wr, i);
+      if constexpr (Operator::kSlopes) store(out + i, wr);
       if constexpr (!first) cross = fma<float>(image, load(image_row + i), cross);
       square = fma<float>(image, image, square);
       along = fma<float>(r, image, along);
@@ -380,7 +392,7 @@ class NewtonSteps<float, true> {
                   uint8_t* to) const {
     const Vec<float> alpha = broadcast<float>(step.alpha), beta = broadcast<float>(step.beta);
     const Vec<float> inverse = broadcast<float>(inverse_unit);
-    const float* const slope = row.slope;
+    const Slopes slope{row.slope};
     float *const r_row = row.r, *const image_row = row.image, *const product_row = row.product,
                  *const total = row.total;
     const uint8_t turned = flip();
@@ -388,7 +400,7 @@ class NewtonSteps<float, true> {
     Vec<float> most{};
     for (int64_t i = 0; i < dim; i += kLanes<float>) {
       Vec<float> product = load(wr + i), r = load(r_row + i);
-      Vec<float> image = image_of<leaky>(load(slope + i), r, leak, product, i);
+      Vec<float> image = image_of<leaky>(slope[i], r, leak, product, i);
       if constexpr (!first) {
         image = fma<float>(beta, load(image_row + i), image);
         product = fma<float>(beta, load(product_row + i), product);
@@ -412,7 +424,8 @@ class NewtonSteps<float, true> {
               Vec<float>& square) const {
     const Vec<float> alpha = broadcast<float>(step.alpha), beta = broadcast<float>(step.beta);
     const Vec<float> shift = broadcast<float>(shift_);
-    const float *const slope = row.slope, *const product_row = row.product, *const total_row = row.total;
+    const Slopes slope{row.slope};
+    const float *const product_row = row.product, *const total_row = row.total;
     const float* const from = c.stands_for != nullptr ? c.stands_for : c.x;
     float* const f = c.f;
     const int64_t dim = dim_;
@@ -425,7 +438,7 @@ class NewtonSteps<float, true> {
         product = fma<float>(beta, load(product_row + i), product);
         total = fma<float>(alpha, product, load(total_row + i));
       }
-      const Vec<float> next = fma<float>(load(slope + i) + shift, total, load(f + i));
+      const Vec<float> next = fma<float>(slope[i] + shift, total, load(f + i));
       const Vec<float> travelled = next - load(from + i);
       store(f + i, next);
       largest = VecOps<float>::max(largest, VecOps<float>::abs(travelled));
@@ -438,8 +451,9 @@ class NewtonSteps<float, true> {
   void end(const Correction<float>& c, const Row& row, const float* leak) const {
     float* const f_row = c.f;
     Distance<float> distance({c.stands_for, true});
+    const Slopes slopes{row.slope};
     for (int64_t i = 0; i < dim_; i += kLanes<float>) {
-      const Vec<float> slope = load(row.slope + i) + broadcast<float>(shift_);
+      const Vec<float> slope = slopes[i] + broadcast<float>(shift_);
       const Vec<float> total = load(row.total + i), f = load(f_row + i);
       Vec<float> next;
       if (leak == nullptr) {
@@ -456,9 +470,8 @@ class NewtonSteps<float, true> {
     *c.travel = distance.travel();
   }
 
-  const bool fits_;
   const float shift_;
-  const CoarseProduct product_;
+  Operator product_;
   const int64_t dim_, ld_;
   bool signed_ = false;
   uint8_t* bytes_ = nullptr;

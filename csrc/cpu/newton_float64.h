@@ -12,9 +12,11 @@ namespace ak::AK_ISA {
 #if AK_HAS_INT8
 
 template <>
-class NewtonSteps<double, true> {
+class NewtonSteps<double, CoarseProduct, true> {
+  using Steps = NewtonSteps<float, CoarseProduct>;
+
  public:
-  NewtonSteps(const Weights<float>& w, float shift) : newton_(w, shift), dim_(w.full.outputs) {}
+  NewtonSteps(const CoarseProduct& product, float shift) : newton_(product, shift), dim_(product.dim()) {}
 
   bool fits() const { return newton_.fits(); }
 
@@ -56,7 +58,7 @@ class NewtonSteps<double, true> {
     }
     newton_.solve(
         n, of,
-        [&](const Correction<float>& c, const NewtonSteps<float, true>::Start& start) {
+        [&](const Correction<float>& c, const Steps::Start& start) {
           slopes(rows[&c - of], Start{slope});
           for_row<float>(dim_, [&](int64_t i, auto keep) { start.put(c, i, narrow(slope + i), keep); });
         },
@@ -97,7 +99,7 @@ class NewtonSteps<double, true> {
     });
   }
 
-  NewtonSteps<float, true> newton_;
+  Steps newton_;
   const int64_t dim_;
 };
 

@@ -5,17 +5,28 @@
 
 namespace ak::AK_ISA {
 
-// |f - x|^2, |f|^2 and, where `watched`, <f - x, x - previous> of one row, in an order its length alone decides.
-template <class T, bool watched>
+// What is asked of a step beside |f - x|^2 and |f|^2: nothing, <f - x, x - previous>, or the largest entry of f - x and,
+// of cells whose Newton steps need them, the slopes at x.
+enum Watch { kUnwatched, kDirection, kCorrected };
+
+// map_corrects: it may correct the iterate (tile.h).
+template <class T>
+Watch watch_of(const Evaluation<T>& e, bool map_corrects) {
+  return e.previous != nullptr ? kDirection : map_corrects ? kCorrected : kUnwatched;
+}
+
+// Those of one row, in an order its length alone decides.
+template <class T, Watch watch>
 struct RowSums {
-  Vec<T> residual{}, norm{}, along{};
+  Vec<T> residual{}, norm{}, along{}, largest{};
 
   // f: already free of what lies past the row's end
   void add(Vec<T> x, Vec<T> f, const T* previous) {
     const Vec<T> g = f - x;
     residual = fma<T>(g, g, residual);
     norm = fma<T>(f, f, norm);
-    if constexpr (watched) along = fma<T>(g, x - load(previous), along);
+    if constexpr (watch == kDirection) along = fma<T>(g, x - load(previous), along);
+    if constexpr (watch == kCorrected) largest = VecOps<T>::max(largest, VecOps<T>::abs(g));
   }
   void put(Evaluation<T>& e) const {
     const Vec<T> both[2] = {residual, norm};
@@ -23,7 +34,8 @@ struct RowSums {
     sum_lanes_of_each<2>(both, sums);
     e.r2 = double(sums[0]);
     e.f2 = double(sums[1]);
-    if constexpr (watched) e.dot = double(sum_lanes<T>(along));
+    if constexpr (watch == kDirection) e.dot = double(sum_lanes<T>(along));
+    if constexpr (watch == kCorrected) e.largest = largest_lane<T>(largest);
   }
 };
 

@@ -2,6 +2,7 @@
 // identity and scale = phi'(a).
 #include "chord.h"
 #include "newton_float64.h"
+#include "slope_at.h"
 #include "solve_rows.h"
 
 namespace ak::AK_ISA {
@@ -191,22 +192,8 @@ RowFunction<T> row_function(const AffineProblem<T>& p, Reach reach) {
 template <class T, class Sink>
 using SlopeFunction = void (*)(const AffineRows<T>&, const T* product, const Correction<T>&, const Sink&);
 
-// phi'(a) by phi(a), but of activations that do not tell.
-template <class T, int kind>
-Vec<T> slope_at(Vec<T> phi) {
-  using Math = Activations<VecOps<T>>;
-  const Vec<T> one = broadcast<T>(T(1));
-  if constexpr (kind == kTanh) return fma<T>(-phi, phi, one);
-  if constexpr (kind == kSigmoid) return phi * (one - phi);
-  if constexpr (kind == kSoftplus) return one - Math::exp(-phi);
-  if constexpr (kind == kRelu) return phi > Vec<T>{} ? one : Vec<T>{};
-  return one;
-}
-
-// Whether it does. With a leak phi(a) is had by a difference, whose sign is nothing to go by.
-constexpr bool slope_by_value(int kind, bool leaky) {
-  return kind == kIdentity || kind == kTanh || kind == kSigmoid || kind == kSoftplus || (kind == kRelu && !leaky);
-}
+// With a leak phi(a) is had by a difference, whose sign is nothing to go by.
+constexpr bool slopes_by_value(int kind, bool leaky) { return slope_by_value(kind) && (kind != kRelu || !leaky); }
 
 template <class T, class Sink, int kind, bool leaky, bool scaled>
 void affine_slopes(const AffineRows<T>& all, const T* product, const Correction<T>& c, const Sink& sink) {
@@ -216,7 +203,7 @@ void affine_slopes(const AffineRows<T>& all, const T* product, const Correction<
     Vec<T> slope;
     if constexpr (scaled) {
       slope = load(scale + i);
-    } else if constexpr (slope_by_value(kind, leaky)) {
+    } else if constexpr (slopes_by_value(kind, leaky)) {
       const Vec<T> f = load(c.f + i);
       slope = slope_at<T, kind>(leaky ? fma<T>(-load(all.leak + i), load(c.x + i), f) : f);
     } else if constexpr (kind == kPartialRelu) {
@@ -236,7 +223,7 @@ bool has_slopes(const AffineProblem<T>& p, bool has_product) {
   constexpr T kMostLeak = T(0.9375);
   for (int64_t i = 0; p.leak != nullptr && i < p.dim; ++i)
     if (!(p.leak[i] <= kMostLeak && p.leak[i] >= -1)) return false;
-  return has_product || p.scale != nullptr || slope_by_value(p.activation, p.leak != nullptr);
+  return has_product || p.scale != nullptr || slopes_by_value(p.activation, p.leak != nullptr);
 }
 
 // null: they cannot.
@@ -301,7 +288,8 @@ inline void pack_coarse(const AffineProblem<double>& p, AffineWeights<double>& w
 template <class T>
 class AffineMap {
   using ChordSlopes = SlopeRow<T>;
-  using NewtonStart = typename NewtonSteps<T>::Start;
+  using Newton = NewtonSteps<T, CoarseProduct>;
+  using NewtonStart = typename Newton::Start;
 
  public:
   AffineMap(const AffineProblem<T>& problem, const AffineWeights<T>& weights)
@@ -312,7 +300,7 @@ class AffineMap {
         all_{weights.leak.full.data, round_up(problem.dim, kLanes<T>), problem.dim, problem.dim - problem.pieces},
         kept_at_(all_.ld * (problem.scale != nullptr ? 2 : 1)),
         chord_(weights.chord()),
-        newton_(weights.of_newton(), weights.shift()) {
+        newton_(CoarseProduct(weights.of_newton()), weights.shift()) {
     if (chord_.fit())
       chord_slopes_ = slope_function<T, ChordSlopes>(problem, false);
     else if (newton_.fits())
@@ -383,7 +371,7 @@ class AffineMap {
   const int64_t kept_at_;
   RowFunction<T> rows_pass_;
   const ChordSteps<T> chord_;
-  NewtonSteps<T> newton_;
+  Newton newton_;
   SlopeFunction<T, ChordSlopes> chord_slopes_ = nullptr;
   SlopeFunction<T, NewtonStart> newton_slopes_ = nullptr;
 };
@@ -514,7 +502,7 @@ class AffineLanes {
  private:
   template <int kind, bool leaky, bool scaled>
   static Slopes by_leak() {
-    if constexpr (scaled || slope_by_value(kind, leaky)) return lane_slopes<T, kind, leaky, scaled>;
+    if constexpr (scaled || slopes_by_value(kind, leaky)) return lane_slopes<T, kind, leaky, scaled>;
     return nullptr;
   }
 

@@ -1,6 +1,7 @@
 // The gated cell, (a_s, a_c) = W z + u, s = sigmoid(a_s), f = (1 - s) z + s tanh(a_c): the whole solve in one
 // call, and those of the linear maps of its derivative J, w = J^T w + v and y = J y + v. The mathematics stands in
 // attractor_kernels/backends/reference/gated.py.
+#include "jacobian_steps.h"
 #include "row_sums.h"
 
 namespace ak::AK_ISA {
@@ -25,21 +26,120 @@ struct Pairs {
   const int64_t product;  // elements of a product's pair
 };
 
-// a: W x, [2 dim]
-template <class T, bool watched>
-void gated_row(Evaluation<T>& e, const T* a, const Pairs<T>& pairs) {
+template <bool adjoint>
+class GatedJacobian;
+
+#if AK_HAS_INT8
+
+// J r = c r + q1 (W_s r) + q2 (W_c r), or J^T r = c r + [q1 r, q2 r] W, with W in 8 bits (newton.h).
+template <bool adjoint>
+class GatedJacobian {
+ public:
+  // weight: W, transposed for the adjoint. A row's constants have c, q1 and q2 from `at` on, in whole vectors.
+  GatedJacobian(const Weights<float>& weight, const Pairs<float>& pairs, int64_t at)
+      : weight_(weight), product_(weight), dim_(pairs.dim), ld_(pairs.ld), at_(at) {}
+
+  static constexpr bool kSlopes = false;
+  bool fits() const { return CoarseProduct::fits(weight_); }
+  int64_t dim() const { return dim_; }
+  int64_t row_bytes() const { return adjoint ? ld_ : product_.row_bytes(); }
+  int64_t row_sums() const { return adjoint ? product_.row_sums() : ld_ + kLanes<float>; }
+  bool takes_signed(int n) const { return product_.takes_signed(n); }
+  void lay(Pieces& pieces, int n) {
+    const int64_t rows = round_up(n, kUnitRows);
+    if constexpr (adjoint) {
+      pair_ = pieces.take<float>(round_up(2 * dim_, kLanes<float>) + kLanes<float>);
+      bytes_ = pieces.take<uint8_t>(rows * product_.row_bytes());
+    } else {
+      sums_ = pieces.take<int32_t>(rows * product_.row_sums());
+    }
+  }
+
+  struct Numbers {
+    Vec<float> operator()(const float* out, const float*, int64_t i) const { return load(out + i); }
+  };
+  Numbers numbers(float) const { return {}; }
+
+  void apply(int n, const uint8_t* bytes, int32_t* sums, const CoarseRow* rows) const {
+    if constexpr (adjoint) {
+      float unit[kMaxTile];
+      for (int k = 0; k < n; ++k) unit[k] = scale_row(rows[k], product_.takes_signed(n), bytes_ + k * product_.row_bytes());
+      product_.apply(n, bytes_, sums);
+      for (int k = 0; k < n; ++k) {
+        float* const out = reinterpret_cast<float*>(sums + k * row_sums());
+        const auto numbers = product_.numbers(unit[k]);
+        const float *const r = rows[k].r, *const c = rows[k].constants + at_;
+        for_row<float>(dim_, [&](int64_t i, auto keep) {
+          store(out + i, keep(fma<float>(load(c + i), load(r + i), numbers(out, nullptr, i))));
+        });
+      }
+    } else {
+      product_.apply(n, bytes, sums_);
+      for (int k = 0; k < n; ++k) {
+        float* const out = reinterpret_cast<float*>(sums + k * row_sums());
+        const float* const in = reinterpret_cast<const float*>(sums_ + k * product_.row_sums());
+        const auto numbers = product_.numbers(rows[k].unit);
+        const float *const r = rows[k].r, *const c = rows[k].constants + at_, *const q1 = c + ld_, *const q2 = q1 + ld_;
+        for_row<float>(dim_, [&](int64_t i, auto keep) {
+          const Vec<float> gate = fma<float>(load(q1 + i), numbers(in, nullptr, i), load(c + i) * load(r + i));
+          store(out + i, keep(fma<float>(load(q2 + i), numbers(in, nullptr, dim_ + i), gate)));
+        });
+      }
+    }
+  }
+
+ private:
+  // The integers of [q1 r, q2 r], and what they count in.
+  float scale_row(const CoarseRow& row, bool is_signed, uint8_t* to) const {
+    const float *const r = row.r, *const q = row.constants + at_ + ld_;
+    Vec<float> most{};
+    for (int half = 0; half < 2; ++half) {
+      float* const out = pair_ + half * dim_;
+      const float* const by = q + half * ld_;
+      for (int64_t i = 0; i < dim_; i += kLanes<float>) {
+        const Vec<float> v = load(by + i) * load(r + i);
+        store(out + i, v);
+        most = VecOps<float>::max(most, VecOps<float>::abs(v));
+      }
+    }
+    const CoarseUnit unit(largest_lane<float>(most));
+    take_bytes(pair_, 2 * dim_, unit, is_signed, to);
+    return unit.unit;
+  }
+
+  const Weights<float>& weight_;
+  const CoarseProduct product_;
+  const int64_t dim_, ld_, at_;
+  float* pair_ = nullptr;
+  uint8_t* bytes_ = nullptr;
+  int32_t* sums_ = nullptr;
+};
+
+#endif
+
+// a: W x, [2 dim]; derivative: to where c, q1 and q2 of J go, where that is asked for.
+template <class T, Watch watch>
+void gated_row(Evaluation<T>& e, const T* a, const Pairs<T>& pairs, T* derivative) {
   using Math = Activations<VecOps<T>>;
   const int64_t dim = pairs.dim;
   const T *const x_row = e.x, *const previous = e.previous;
   const T *const u_s = e.constants, *const u_c = u_s + pairs.ld;
   T* const f_row = e.f;
-  RowSums<T, watched> sums;
+  T *const to_c = derivative, *const to_q1 = to_c + pairs.ld, *const to_q2 = to_q1 + pairs.ld;
+  const Vec<T> one = broadcast<T>(T(1));
+  RowSums<T, watch> sums;
   for_row<T>(dim, [&](int64_t i, auto keep) {
     const Vec<T> x = load(x_row + i);
     const Vec<T> s = Math::sigmoid(load(a + i) + load(u_s + i));
     const Vec<T> c = Math::tanh(load(a + dim + i) + load(u_c + i));
     const Vec<T> f = keep(fma<T>(s, c - x, x));
     store(f_row + i, f);
+    if constexpr (watch == kCorrected) {
+      const Vec<T> rest = keep(one - s);
+      store(to_c + i, rest);
+      store(to_q1 + i, (c - x) * s * rest);
+      store(to_q2 + i, keep(s * fma<T>(-c, c, one)));
+    }
     sums.add(x, f, previous + i);
   });
   sums.put(e);
@@ -48,10 +148,15 @@ void gated_row(Evaluation<T>& e, const T* a, const Pairs<T>& pairs) {
 template <class T>
 class GatedMap {
  public:
-  GatedMap(const GatedProblem<T>& problem, const Weights<T>& weight)
-      : problem_(problem), refresh2_(weight.refresh2()), product_(weight), pairs_(problem.dim) {}
+  GatedMap(const GatedProblem<T>& problem, const Weights<T>& weight, const SolveOptions& options)
+      : problem_(problem),
+        refresh2_(cell_refresh2(weight, options)),
+        product_(weight),
+        pairs_(problem.dim),
+        derivative_(2 * pairs_.ld + pairs_.product + product_.elements()),
+        newton_(newton_pays<T>(options, problem.dim, 2 * problem.dim), weight, pairs_, derivative_) {}
 
-  int64_t slot_elements() const { return 2 * pairs_.ld + pairs_.product + product_.elements(); }
+  int64_t slot_elements() const { return derivative_ + (corrects() ? 3 * pairs_.ld : 0); }
   double refresh2() const { return refresh2_; }
 
   void load(T* constants, int64_t row) {
@@ -72,9 +177,17 @@ class GatedMap {
     product_.apply(n, x, exact, kept, out, a);
     for (int i = 0; i < n; ++i) {
       Evaluation<T>& e = rows[i];
-      (e.previous != nullptr ? gated_row<T, true> : gated_row<T, false>)(e, a[i], pairs_);
+      const Watch watch = watch_of(e, corrects());
+      const auto pass = watch == kCorrected   ? gated_row<T, kCorrected>
+                        : watch == kDirection ? gated_row<T, kDirection>
+                                              : gated_row<T, kUnwatched>;
+      pass(e, a[i], pairs_, e.constants + derivative_);
     }
   }
+
+  bool corrects() const { return newton_.pay(); }
+  double aim2(bool first) const { return newton_.aim2(first); }
+  void correct(int n, Correction<T>* rows) { newton_.take(n, rows); }
 
  private:
   T* products(T* constants) const { return constants + 2 * pairs_.ld; }
@@ -83,6 +196,8 @@ class GatedMap {
   const double refresh2_;
   const RowProduct<T> product_;
   const Pairs<T> pairs_;
+  const int64_t derivative_;
+  JacobianSteps<T, GatedJacobian<false>> newton_;
 };
 
 // [q1 w, q2 w]. The first half in whole vectors reaches into the second, which is written after it.
@@ -94,14 +209,14 @@ void scale_pair(const T* w, const T* q, T* out, const Pairs<T>& pairs) {
 }
 
 // c x + v plus, adjoint, a; else q1 a_s + q2 a_c.
-template <class T, bool adjoint, bool watched>
+template <class T, bool adjoint, Watch watch>
 void linear_row(Evaluation<T>& e, const T* a, const Pairs<T>& pairs) {
   const int64_t dim = pairs.dim;
   const T *const x_row = e.x, *const previous = e.previous;
   const T *const v = e.constants, *const c = v + pairs.ld;
   const T *const q1 = c + pairs.ld, *const q2 = q1 + pairs.ld;
   T* const f_row = e.f;
-  RowSums<T, watched> sums;
+  RowSums<T, watch> sums;
   for_row<T>(dim, [&](int64_t i, auto keep) {
     const Vec<T> x = load(x_row + i);
     Vec<T> f = load(v + i);
@@ -120,8 +235,12 @@ template <class T, bool adjoint>
 class GatedLinearMap {
  public:
   // weight: W, transposed for the adjoint
-  GatedLinearMap(const GatedLinearProblem<T>& problem, const Weights<T>& weight)
-      : problem_(problem), refresh2_(weight.refresh2()), product_(weight), pairs_(problem.dim) {}
+  GatedLinearMap(const GatedLinearProblem<T>& problem, const Weights<T>& weight, const SolveOptions& options)
+      : problem_(problem),
+        refresh2_(cell_refresh2(weight, options)),
+        product_(weight),
+        pairs_(problem.dim),
+        newton_(newton_pays<T>(options, problem.dim, 2 * problem.dim), weight, pairs_, pairs_.ld) {}
 
   int64_t slot_elements() const { return 4 * pairs_.ld + pairs_.product + product_.elements(); }
   double refresh2() const { return refresh2_; }
@@ -149,10 +268,17 @@ class GatedLinearMap {
     product_.apply(n, x, exact, kept, out, a);
     for (int i = 0; i < n; ++i) {
       Evaluation<T>& e = rows[i];
-      const auto pass = e.previous != nullptr ? linear_row<T, adjoint, true> : linear_row<T, adjoint, false>;
+      const Watch watch = watch_of(e, corrects());
+      const auto pass = watch == kCorrected   ? linear_row<T, adjoint, kCorrected>
+                        : watch == kDirection ? linear_row<T, adjoint, kDirection>
+                                              : linear_row<T, adjoint, kUnwatched>;
       pass(e, a[i], pairs_);
     }
   }
+
+  bool corrects() const { return newton_.pay(); }
+  double aim2(bool first) const { return newton_.aim2(first); }
+  void correct(int n, Correction<T>* rows) { newton_.take(n, rows); }
 
  private:
   T* product(T* constants) const { return constants + 4 * pairs_.ld; }
@@ -161,6 +287,7 @@ class GatedLinearMap {
   const double refresh2_;
   const RowProduct<T> product_;
   const Pairs<T> pairs_;
+  JacobianSteps<T, GatedJacobian<adjoint>> newton_;
 };
 
 // Packs the one matrix of a gated cell and runs make_map(packed) on every thread.
@@ -172,7 +299,7 @@ void solve_packed(const Problem& problem, const Matrix<T>& matrix, const T* star
   CellCost cost{2 * dim * dim, activations * dim};
   const int threads = threads_for_cell(problem.rows, cost, executor.threads);
   Weights<T> weight;
-  const PackRequest<T> request{matrix, &weight, mixed_allowed(options)};
+  const PackRequest<T> request = cell_request(matrix, &weight, options, newton_pays<T>(options, problem.dim, 2 * problem.dim));
   pack(&request, 1, threads, executor);
   cost.products *= weight.share();
   solve_rows<T>(problem.rows, problem.dim, cost, options, start, result, threads, executor,
@@ -183,7 +310,7 @@ template <class T>
 void solve(const GatedProblem<T>& problem, const SolveOptions& options, const SolveResult<T>& result,
            const Executor& executor) {
   solve_packed<T>(problem, problem.weight, problem.z0, 2, options, result, executor,
-                  [&](const Weights<T>& weight) { return GatedMap<T>(problem, weight); });
+                  [&](const Weights<T>& weight) { return GatedMap<T>(problem, weight, options); });
 }
 
 template <class T>
@@ -192,10 +319,10 @@ void solve(const GatedLinearProblem<T>& problem, const SolveOptions& options, co
   constexpr double kActivations = 0.5;  // what the row passes weigh
   if (problem.adjoint)
     solve_packed<T>(problem, transposed(problem.weight), problem.w0, kActivations, options, result, executor,
-                    [&](const Weights<T>& weight) { return GatedLinearMap<T, true>(problem, weight); });
+                    [&](const Weights<T>& weight) { return GatedLinearMap<T, true>(problem, weight, options); });
   else
     solve_packed<T>(problem, problem.weight, problem.w0, kActivations, options, result, executor,
-                    [&](const Weights<T>& weight) { return GatedLinearMap<T, false>(problem, weight); });
+                    [&](const Weights<T>& weight) { return GatedLinearMap<T, false>(problem, weight, options); });
 }
 
 }  // namespace

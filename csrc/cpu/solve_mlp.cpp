@@ -1,61 +1,76 @@
 // The MLP cell, y = z + u, f = leak z + norm(skip y + W2 phi(W1 y + b1) + b2): the whole solve in one call. The
 // mathematics stands in attractor_kernels/backends/reference/mlp.py.
-#include "mlp_row.h"
+#include "mlp_jacobian.h"
+#include "row_sums.h"
+#include "slope_at.h"
 
 namespace ak::AK_ISA {
 namespace {
 
-// h = phi(a + b); a may be h
-template <class T, int kind>
-void activate_row(T* h, const T* a, const T* const* b, int64_t hidden) {
+// h = phi(a + b) and, where asked for, q = phi'(a + b); a may be h
+template <class T, int kind, bool slopes>
+void activate_row(T* h, const T* a, const T* const* b, int64_t hidden, T* q) {
   using Math = Activations<VecOps<T>>;
   const T* const b1 = b[0];
-  for (int64_t i = 0; i < hidden; i += kLanes<T>) store(h + i, Math::template apply<kind>(load(a + i) + load(b1 + i)));
+  for_row<T>(hidden, [&](int64_t i, auto keep) {
+    const Vec<T> in = load(a + i) + load(b1 + i), out = Math::template apply<kind>(in);
+    store(h + i, out);
+    if constexpr (slopes)
+      store(q + i, keep(slope_by_value(kind) ? slope_at<T, kind>(out) : Math::template derivative<kind>(in)));
+  });
 }
 
-// h = silu(first half of a) * second half; a may be h: a vector of the first half reaches only into what has been read
-// of the second.
-template <class T>
-void swiglu_row(T* h, const T* a, const T* const* b, int64_t hidden) {
+// h = silu(first half of a) * second half, q its derivatives by both; a may be h: a vector of the first half reaches
+// only into what has been read of the second.
+template <class T, bool slopes>
+void swiglu_row(T* h, const T* a, const T* const* b, int64_t hidden, T* q) {
   using Math = Activations<VecOps<T>>;
   const T *const b1 = b[0], *const b2 = b[1];
-  for (int64_t i = 0; i < hidden; i += kLanes<T>) {
+  const int64_t ld = round_up(hidden, kLanes<T>);
+  for_row<T>(hidden, [&](int64_t i, auto keep) {
     const Vec<T> gate = load(a + i) + load(b1 + i);
     const Vec<T> value = load(a + hidden + i) + load(b2 + i);
-    store(h + i, Math::silu(gate) * value);
-  }
+    const Vec<T> open = Math::silu(gate);
+    store(h + i, open * value);
+    if constexpr (slopes) {
+      store(q + i, keep(Math::template derivative<kSilu>(gate) * value));
+      store(q + ld + i, keep(open));
+    }
+  });
 }
 
 template <class T>
-using HiddenPass = void (*)(T* h, const T* a, const T* const* b, int64_t hidden);
+using HiddenPass = void (*)(T* h, const T* a, const T* const* b, int64_t hidden, T* q);
 
-template <class T>
+template <class T, bool slopes>
 HiddenPass<T> hidden_pass(int activation) {
   switch (activation) {
     case kTanh:
-      return activate_row<T, kTanh>;
+      return activate_row<T, kTanh, slopes>;
     case kRelu:
-      return activate_row<T, kRelu>;
+      return activate_row<T, kRelu, slopes>;
     case kSigmoid:
-      return activate_row<T, kSigmoid>;
+      return activate_row<T, kSigmoid, slopes>;
     case kSoftplus:
-      return activate_row<T, kSoftplus>;
+      return activate_row<T, kSoftplus, slopes>;
     case kGelu:
-      return activate_row<T, kGelu>;
+      return activate_row<T, kGelu, slopes>;
     case kSilu:
-      return activate_row<T, kSilu>;
+      return activate_row<T, kSilu, slopes>;
     case kRelu2:
-      return activate_row<T, kRelu2>;
+      return activate_row<T, kRelu2, slopes>;
     case kSwiglu:
-      return swiglu_row<T>;
+      return swiglu_row<T, slopes>;
     default:
-      return activate_row<T, kIdentity>;
+      return activate_row<T, kIdentity, slopes>;
   }
 }
 
-// f = leak x + norm(a + base + skip x), base = skip u + b2; a may be f
-template <class T, int norm, bool watched>
-void output_row(Evaluation<T>& e, const T* a, const T* base, const T* leak_row, T skip, T eps, int64_t dim) {
+// f = leak x + norm(a + base + skip x), base = skip u + b2; a may be f. derivative: to where n and rinv of the norm go,
+// where that is asked for.
+template <class T, int norm, Watch watch>
+void output_row(Evaluation<T>& e, const T* a, const T* base, const T* leak_row, T skip, T eps, int64_t dim,
+                [[maybe_unused]] T* to_n, [[maybe_unused]] T* to_rinv) {
   const T *const x_row = e.x, *const previous = e.previous;
   T* const f_row = e.f;
   const Vec<T> skips = broadcast<T>(skip);
@@ -78,7 +93,9 @@ void output_row(Evaluation<T>& e, const T* a, const T* base, const T* leak_row, 
     }
     rinv = broadcast<T>(T(1) / square_root(sum_lanes<T>(sum) / T(dim) + eps));
   }
-  RowSums<T, watched> sums;
+  constexpr bool keeps = watch == kCorrected && norm != kNoNorm;
+  if constexpr (keeps) store(to_rinv, rinv);
+  RowSums<T, watch> sums;
   for_row<T>(dim, [&](int64_t i, auto keep) {
     const Vec<T> x = load(x_row + i);
     Vec<T> f;
@@ -88,6 +105,7 @@ void output_row(Evaluation<T>& e, const T* a, const T* base, const T* leak_row, 
       f = (load(f_row + i) - mean) * rinv;
     else
       f = load(f_row + i) * rinv;
+    if constexpr (keeps) store(to_n + i, keep(f));
     f = keep(fma<T>(load(leak_row + i), x, f));
     store(f_row + i, f);
     sums.add(x, f, previous + i);
@@ -96,13 +114,13 @@ void output_row(Evaluation<T>& e, const T* a, const T* base, const T* leak_row, 
 }
 
 template <class T>
-using OutputPass = void (*)(Evaluation<T>&, const T*, const T*, const T*, T, T, int64_t);
+using OutputPass = void (*)(Evaluation<T>&, const T*, const T*, const T*, T, T, int64_t, T*, T*);
 
-template <class T, bool watched>
+template <class T, Watch watch>
 OutputPass<T> output_pass(int norm) {
-  return norm == kLayerNorm ? output_row<T, kLayerNorm, watched>
-         : norm == kRmsNorm ? output_row<T, kRmsNorm, watched>
-                            : output_row<T, kNoNorm, watched>;
+  return norm == kLayerNorm ? output_row<T, kLayerNorm, watch>
+         : norm == kRmsNorm ? output_row<T, kRmsNorm, watch>
+                            : output_row<T, kNoNorm, watch>;
 }
 
 template <class T>
@@ -111,11 +129,11 @@ struct PackedMlp {
   Weights<T> b1[2];  // of each half of a gated activation
 };
 
-// A slot holds u, base, the hidden activations, and what the two products keep.
+// A slot holds u, base, the hidden activations, what the two products keep and, for Newton steps, what J is made of.
 template <class T>
 class MlpMap {
  public:
-  MlpMap(const MlpProblem<T>& problem, const PackedMlp<T>& packed)
+  MlpMap(const MlpProblem<T>& problem, const PackedMlp<T>& packed, const SolveOptions& options)
       : problem_(problem),
         packed_(packed),
         first_(packed.w1),
@@ -123,12 +141,17 @@ class MlpMap {
         b1_{packed.b1[0].full.data, packed.b1[1].full.data},
         ld_(round_up(problem.dim, kLanes<T>)),
         hidden_elements_(hidden_elements<T>(problem.w1.outputs)),
-        hidden_pass_(hidden_pass<T>(problem.activation)),
-        plain_(output_pass<T, false>(problem.norm)),
-        watched_(output_pass<T, true>(problem.norm)) {}
+        refresh2_(larger(cell_refresh2(packed.w1, options), cell_refresh2(packed.w2, options))),
+        places_{problem.dim, problem.hidden, problem.activation == kSwiglu ? 2 : 1, problem.norm != kNoNorm,
+                2 * ld_ + hidden_elements_ + first_.elements() + second_.elements()},
+        newton_(newton_pays<T>(options, problem.dim, problem.w1.outputs), packed.w1, packed.w2, places_,
+                packed.leak.full.data, float(problem.skip), problem.norm),
+        hidden_passes_{hidden_pass<T, false>(problem.activation), hidden_pass<T, true>(problem.activation)},
+        output_passes_{output_pass<T, kUnwatched>(problem.norm), output_pass<T, kDirection>(problem.norm),
+                       output_pass<T, kCorrected>(problem.norm)} {}
 
-  int64_t slot_elements() const { return 2 * ld_ + hidden_elements_ + first_.elements() + second_.elements(); }
-  double refresh2() const { return larger(packed_.w1.refresh2(), packed_.w2.refresh2()); }
+  int64_t slot_elements() const { return places_.at + (corrects() ? places_.template elements<T>() : 0); }
+  double refresh2() const { return refresh2_; }
 
   void load(T* constants, int64_t row) {
     T* const base = constants + ld_;
@@ -151,17 +174,23 @@ class MlpMap {
     }
     first_.apply(n, x, exact, kept, h, a);
     for (int i = 0; i < n; ++i) {
-      hidden_pass_(h[i], a[i], b1_, problem_.hidden);
+      const bool corrected = watch_of(rows[i], corrects()) == kCorrected;
+      hidden_passes_[corrected](h[i], a[i], b1_, problem_.hidden, places_.q(rows[i].constants));
       x[i] = h[i];
       kept[i] += first_.elements();
     }
     second_.apply(n, x, exact, kept, f, a);
     for (int i = 0; i < n; ++i) {
       Evaluation<T>& e = rows[i];
-      (e.previous != nullptr ? watched_ : plain_)(e, a[i], e.constants + ld_, packed_.leak.full.data, problem_.skip,
-                                                  problem_.norm_eps, problem_.dim);
+      output_passes_[watch_of(e, corrects())](e, a[i], e.constants + ld_, packed_.leak.full.data, problem_.skip,
+                                              problem_.norm_eps, problem_.dim, places_.n(e.constants),
+                                              places_.rinv(e.constants));
     }
   }
+
+  bool corrects() const { return newton_.pay(); }
+  double aim2(bool first) const { return newton_.aim2(first); }
+  void correct(int n, Correction<T>* rows) { newton_.take(n, rows); }
 
  private:
   T* hidden(T* constants) const { return constants + 2 * ld_; }
@@ -171,8 +200,11 @@ class MlpMap {
   const RowProduct<T> first_, second_;
   const T* const b1_[2];
   const int64_t ld_, hidden_elements_;
-  const HiddenPass<T> hidden_pass_;
-  const OutputPass<T> plain_, watched_;
+  const double refresh2_;
+  const MlpPlaces places_;
+  JacobianSteps<T, MlpJacobian<false>> newton_;
+  const HiddenPass<T> hidden_passes_[2];  // and with slopes
+  const OutputPass<T> output_passes_[3];  // by Watch
 };
 
 template <class T>
@@ -185,15 +217,16 @@ void solve(const MlpProblem<T>& problem, const SolveOptions& options, const Solv
   const int threads = threads_for_cell(problem.rows, cost, executor.threads);
   PackedMlp<T> packed;
   const T* const second = gated && problem.b1 != nullptr ? problem.b1 + hidden : nullptr;
+  const bool newton = newton_pays<T>(options, dim, problem.w1.outputs);
   const PackRequest<T> requests[] = {
-      {problem.w1, &packed.w1, mixed_allowed(options)},  {problem.w2, &packed.w2, mixed_allowed(options)},
+      cell_request(problem.w1, &packed.w1, options, newton), cell_request(problem.w2, &packed.w2, options, newton),
       {row_or_zeros(problem.leak, dim), &packed.leak},   {row_or_zeros(problem.b2, dim), &packed.b2},
       {row_or_zeros(problem.b1, hidden), &packed.b1[0]}, {row_or_zeros(second, hidden), &packed.b1[1]},
   };
   pack(requests, gated ? 6 : 5, threads, executor);
   cost.products = double(dim) * (double(problem.w1.outputs) * packed.w1.share() + double(hidden) * packed.w2.share());
   solve_rows<T>(problem.rows, dim, cost, options, problem.z0, result, threads, executor,
-                [&] { return MlpMap<T>(problem, packed); });
+                [&] { return MlpMap<T>(problem, packed, options); });
 }
 
 }  // namespace
