@@ -15,8 +15,8 @@ bool newton_pays(const SolveOptions& options, int64_t dim, int64_t hidden) {
 
 // One of a cell's matrices. In full the matrix unit multiplies by what Newton steps are by too.
 template <class T>
-PackRequest<T> cell_request(const Matrix<T>& matrix, Weights<T>* to, const SolveOptions& options, bool newton) {
-  return {matrix, to, mixed_allowed(options), newton, newton, newton};
+PackRequest<T> cell_request(const Matrix<T>& matrix, Weights<T>* to, bool mixed, bool newton) {
+  return {matrix, to, mixed, newton, newton, newton};
 }
 
 // What a map says to Tile of weights packed like that: with precision="full" every product of theirs is in full.
@@ -43,7 +43,8 @@ class JacobianSteps<float, Jacobian, true> {
 
  public:
   template <class... Args>
-  explicit JacobianSteps(bool wanted, const Args&... args) : jacobian_(args...), newton_(jacobian_), pay_(wanted && newton_.fits()) {}
+  explicit JacobianSteps(bool wanted, const Args&... args)
+      : jacobian_(args...), newton_(jacobian_), pay_(wanted && newton_.fits()) {}
 
   bool pay() const { return pay_; }
   double aim2(bool first) const { return newton_.aim2(first); }

@@ -12,6 +12,17 @@ inline int64_t hidden_elements(int64_t width) {
   return round_up(width, kLanes<T>) + kLanes<T>;
 }
 
+// Whether an evaluation has so few products that Newton steps row by row do not pay: Picard's and Anderson's are sooner
+// done, side by side by far.
+inline bool is_small(int64_t dim, int64_t w1_outputs, int64_t w2_inputs) {
+#if defined(AK_EMULATE_NARROW)
+  constexpr int64_t kMost = 2 * 24 * 24;  // for tests
+#else
+  constexpr int64_t kMost = 2 * 48 * 48;
+#endif
+  return dim * (w1_outputs + w2_inputs) <= kMost;
+}
+
 inline double larger(double a, double b) { return a > b ? a : b; }
 
 template <class T>

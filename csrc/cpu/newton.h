@@ -47,10 +47,7 @@ class NewtonSteps<float, Operator, true> {
  public:
   // shift: 0, or the slope that the weights are preconditioned with (precondition.h).
   explicit NewtonSteps(const Operator& product, float shift = 0)
-      : shift_(shift),
-        product_(product),
-        dim_(product.dim()),
-        ld_(round_up(dim_, kLanes<float>) + kLanes<float>) {}
+      : shift_(shift), product_(product), dim_(product.dim()), ld_(round_up(dim_, kLanes<float>) + kLanes<float>) {}
 
   bool fits() const { return product_.fits(); }
 
@@ -95,11 +92,13 @@ class NewtonSteps<float, Operator, true> {
         while (some < kGroup && first + some < count && rows[active_[first + some]].corrector->plain == plain) ++some;
         if constexpr (Operator::kSlopes) {
           if (leaky) {
-            plain ? substitute_all<true>(first, some, rows, leak, left) : conjugate_all<true>(first, some, rows, leak, left);
+            plain ? substitute_all<true>(first, some, rows, leak, left)
+                  : conjugate_all<true>(first, some, rows, leak, left);
             continue;
           }
         }
-        plain ? substitute_all<false>(first, some, rows, leak, left) : conjugate_all<false>(first, some, rows, leak, left);
+        plain ? substitute_all<false>(first, some, rows, leak, left)
+              : conjugate_all<false>(first, some, rows, leak, left);
       }
       count = left;
       if (product_.takes_signed(count) != signed_) turn_signs(count);

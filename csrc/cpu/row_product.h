@@ -68,6 +68,13 @@ struct Weights {
 #endif
     return narrow == kInt8 ? 0.36 : narrow == kBfloat16 ? 0.58 : narrow == kDigitwise ? 0.2 : 1;
   }
+  // Whether rows side by side can be multiplied (lane_sums.h): not by W for the matrix unit, or in few bits.
+  bool for_lanes() const {
+#if AK_HAS_MATRIX_UNIT
+    if (split.data != nullptr) return false;
+#endif
+    return narrow == kFull;
+  }
   // Rows that a tile had best have at most.
   int most_rows() const {
 #if AK_HAS_MATRIX_UNIT

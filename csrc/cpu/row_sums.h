@@ -5,8 +5,8 @@
 
 namespace ak::AK_ISA {
 
-// What is asked of a step beside |f - x|^2 and |f|^2: nothing, <f - x, x - previous>, or the largest entry of f - x and,
-// of cells whose Newton steps need them, the slopes at x.
+// What is asked of a step beside |f - x|^2 and |f|^2: nothing, <f - x, x - previous>, or the largest entry of f - x
+// and, of cells whose Newton steps need them, the slopes at x.
 enum Watch { kUnwatched, kDirection, kCorrected };
 
 // map_corrects: it may correct the iterate (tile.h).

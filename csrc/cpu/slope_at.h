@@ -1,8 +1,8 @@
 // Slopes of an activation by its value.
 #pragma once
 
-#include "simd.h"
 #include "../common/activations.h"
+#include "simd.h"
 
 namespace ak::AK_ISA {
 

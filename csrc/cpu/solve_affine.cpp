@@ -405,17 +405,13 @@ inline bool few_bits_pay(int64_t dim, bool newton) {
   return dim > (AK_HAS_MATRIX_UNIT && !newton ? 80 : 64);
 }
 
-// Whether a solve side by side pays: a thread has the rows to fill its lanes. W packed for the matrix unit or in few
-// bits is not for lanes.
+// Whether a solve side by side pays: a thread has the rows to fill its lanes.
 template <class T>
 bool lanes_pay(const AffineWeights<T>& weights, int64_t rows, int64_t dim, int threads) {
-  const Weights<T>& weight = weights.weight;
-#if AK_HAS_MATRIX_UNIT
-  if (weight.split.data != nullptr) return false;
-#endif
   const int64_t share = (rows + threads - 1) / threads;
   const int step = dim <= 48 ? 13 : 17;  // in a lane, at most, where one alone is 20
-  return fits_lanes<T>(dim) && weight.narrow == kFull && !weights.of_newton().coarse && 20 * share >= step * kLanes<T>;
+  return fits_lanes<T>(dim) && weights.weight.for_lanes() && !weights.of_newton().coarse &&
+         20 * share >= step * kLanes<T>;
 }
 
 // f from the product in its place, of rows side by side.

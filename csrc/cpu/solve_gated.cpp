@@ -26,6 +26,37 @@ struct Pairs {
   const int64_t product;  // elements of a product's pair
 };
 
+// W = W' + D, with the diagonals of W's halves in D where they stand out of their rows (a symmetric W, a leak): W' is
+// what is multiplied then, also in few bits, which would hold little but the diagonals.
+template <class T>
+struct GatedWeights {
+  Weights<T> weight;       // W', or its transpose for the adjoint
+  Weights<T> diagonal[2];  // [dim] each, zero where there is no need
+  bool newton;             // rows are to take Newton steps, if these can be had
+
+  const T* gate() const { return diagonal[0].full.data; }
+  const T* candidate() const { return diagonal[1].full.data; }
+};
+
+// By two entries beside each of the diagonal's.
+template <class T>
+bool diagonals_stand_out(const Matrix<T>& w, int64_t dim) {
+  constexpr double kApart2 = 25;  // 8 bits hold such a row to 1 / 50 still
+  for (int64_t half = 0; half < 2; ++half) {
+    double on = 0, off = 0;
+    for (int64_t i = 0; i < dim; ++i) {
+      const auto square = [&](int64_t j) {
+        const double entry = double(w.data[(half * dim + i) * w.output_stride + j % dim * w.input_stride]);
+        return entry * entry;
+      };
+      on += square(i);
+      off += square(i + 1) + square(i + dim / 2);
+    }
+    if (on > kApart2 * 0.5 * off) return true;
+  }
+  return false;
+}
+
 template <bool adjoint>
 class GatedJacobian;
 
@@ -63,7 +94,8 @@ class GatedJacobian {
   void apply(int n, const uint8_t* bytes, int32_t* sums, const CoarseRow* rows) const {
     if constexpr (adjoint) {
       float unit[kMaxTile];
-      for (int k = 0; k < n; ++k) unit[k] = scale_row(rows[k], product_.takes_signed(n), bytes_ + k * product_.row_bytes());
+      for (int k = 0; k < n; ++k)
+        unit[k] = scale_row(rows[k], product_.takes_signed(n), bytes_ + k * product_.row_bytes());
       product_.apply(n, bytes_, sums);
       for (int k = 0; k < n; ++k) {
         float* const out = reinterpret_cast<float*>(sums + k * row_sums());
@@ -117,28 +149,30 @@ class GatedJacobian {
 
 #endif
 
-// a: W x, [2 dim]; derivative: to where c, q1 and q2 of J go, where that is asked for.
+// a: W' x, [2 dim]; derivative: to where c, q1 and q2 of J go, where that is asked for.
 template <class T, Watch watch>
-void gated_row(Evaluation<T>& e, const T* a, const Pairs<T>& pairs, T* derivative) {
+void gated_row(Evaluation<T>& e, const T* a, const Pairs<T>& pairs, const GatedWeights<T>& weights, T* derivative) {
   using Math = Activations<VecOps<T>>;
   const int64_t dim = pairs.dim;
   const T *const x_row = e.x, *const previous = e.previous;
   const T *const u_s = e.constants, *const u_c = u_s + pairs.ld;
   T* const f_row = e.f;
+  const T *const d_s = weights.gate(), *const d_c = weights.candidate();
   T *const to_c = derivative, *const to_q1 = to_c + pairs.ld, *const to_q2 = to_q1 + pairs.ld;
   const Vec<T> one = broadcast<T>(T(1));
   RowSums<T, watch> sums;
   for_row<T>(dim, [&](int64_t i, auto keep) {
     const Vec<T> x = load(x_row + i);
-    const Vec<T> s = Math::sigmoid(load(a + i) + load(u_s + i));
-    const Vec<T> c = Math::tanh(load(a + dim + i) + load(u_c + i));
+    const Vec<T> gate_diagonal = load(d_s + i), candidate_diagonal = load(d_c + i);
+    const Vec<T> s = Math::sigmoid(fma<T>(gate_diagonal, x, load(a + i)) + load(u_s + i));
+    const Vec<T> c = Math::tanh(fma<T>(candidate_diagonal, x, load(a + dim + i)) + load(u_c + i));
     const Vec<T> f = keep(fma<T>(s, c - x, x));
     store(f_row + i, f);
     if constexpr (watch == kCorrected) {
-      const Vec<T> rest = keep(one - s);
-      store(to_c + i, rest);
-      store(to_q1 + i, (c - x) * s * rest);
-      store(to_q2 + i, keep(s * fma<T>(-c, c, one)));
+      const Vec<T> rest = one - s, q1 = keep((c - x) * s * rest), q2 = keep(s * fma<T>(-c, c, one));
+      store(to_c + i, fma<T>(q1, gate_diagonal, fma<T>(q2, candidate_diagonal, keep(rest))));
+      store(to_q1 + i, q1);
+      store(to_q2 + i, q2);
     }
     sums.add(x, f, previous + i);
   });
@@ -148,13 +182,14 @@ void gated_row(Evaluation<T>& e, const T* a, const Pairs<T>& pairs, T* derivativ
 template <class T>
 class GatedMap {
  public:
-  GatedMap(const GatedProblem<T>& problem, const Weights<T>& weight, const SolveOptions& options)
+  GatedMap(const GatedProblem<T>& problem, const GatedWeights<T>& weights, const SolveOptions& options)
       : problem_(problem),
-        refresh2_(cell_refresh2(weight, options)),
-        product_(weight),
+        weights_(weights),
+        refresh2_(cell_refresh2(weights.weight, options)),
+        product_(weights.weight),
         pairs_(problem.dim),
         derivative_(2 * pairs_.ld + pairs_.product + product_.elements()),
-        newton_(newton_pays<T>(options, problem.dim, 2 * problem.dim), weight, pairs_, derivative_) {}
+        newton_(weights.newton, weights.weight, pairs_, derivative_) {}
 
   int64_t slot_elements() const { return derivative_ + (corrects() ? 3 * pairs_.ld : 0); }
   double refresh2() const { return refresh2_; }
@@ -181,7 +216,7 @@ class GatedMap {
       const auto pass = watch == kCorrected   ? gated_row<T, kCorrected>
                         : watch == kDirection ? gated_row<T, kDirection>
                                               : gated_row<T, kUnwatched>;
-      pass(e, a[i], pairs_, e.constants + derivative_);
+      pass(e, a[i], pairs_, weights_, e.constants + derivative_);
     }
   }
 
@@ -193,6 +228,7 @@ class GatedMap {
   T* products(T* constants) const { return constants + 2 * pairs_.ld; }
 
   const GatedProblem<T>& problem_;
+  const GatedWeights<T>& weights_;
   const double refresh2_;
   const RowProduct<T> product_;
   const Pairs<T> pairs_;
@@ -234,13 +270,13 @@ void linear_row(Evaluation<T>& e, const T* a, const Pairs<T>& pairs) {
 template <class T, bool adjoint>
 class GatedLinearMap {
  public:
-  // weight: W, transposed for the adjoint
-  GatedLinearMap(const GatedLinearProblem<T>& problem, const Weights<T>& weight, const SolveOptions& options)
+  GatedLinearMap(const GatedLinearProblem<T>& problem, const GatedWeights<T>& weights, const SolveOptions& options)
       : problem_(problem),
-        refresh2_(cell_refresh2(weight, options)),
-        product_(weight),
+        weights_(weights),
+        refresh2_(cell_refresh2(weights.weight, options)),
+        product_(weights.weight),
         pairs_(problem.dim),
-        newton_(newton_pays<T>(options, problem.dim, 2 * problem.dim), weight, pairs_, pairs_.ld) {}
+        newton_(weights.newton, weights.weight, pairs_, pairs_.ld) {}
 
   int64_t slot_elements() const { return 4 * pairs_.ld + pairs_.product + product_.elements(); }
   double refresh2() const { return refresh2_; }
@@ -250,6 +286,12 @@ class GatedLinearMap {
     copy_padded(constants, problem_.v + row * dim, dim, ld);
     copy_padded(constants + ld, problem_.c + row * dim, dim, ld);
     pairs_.load_constants(constants + 2 * ld, problem_.q, row);
+    T *const c = constants + ld, *const q1 = c + ld, *const q2 = q1 + ld;
+    const T *const d_s = weights_.gate(), *const d_c = weights_.candidate();
+    for (int64_t i = 0; i < ld; i += kLanes<T>) {
+      const Vec<T> more = fma<T>(ak::AK_ISA::load(q2 + i), ak::AK_ISA::load(d_c + i), ak::AK_ISA::load(c + i));
+      store(c + i, fma<T>(ak::AK_ISA::load(q1 + i), ak::AK_ISA::load(d_s + i), more));
+    }
     pairs_.clear(product(constants));
   }
 
@@ -284,6 +326,7 @@ class GatedLinearMap {
   T* product(T* constants) const { return constants + 4 * pairs_.ld; }
 
   const GatedLinearProblem<T>& problem_;
+  const GatedWeights<T>& weights_;
   const double refresh2_;
   const RowProduct<T> product_;
   const Pairs<T> pairs_;
@@ -292,25 +335,50 @@ class GatedLinearMap {
 
 // Packs the one matrix of a gated cell and runs make_map(packed) on every thread.
 template <class T, class Problem, class MakeMap>
-void solve_packed(const Problem& problem, const Matrix<T>& matrix, const T* start, double activations,
-                  const SolveOptions& options, const SolveResult<T>& result, const Executor& executor,
-                  const MakeMap& make_map) {
-  const double dim = double(problem.dim);
-  CellCost cost{2 * dim * dim, activations * dim};
+void solve_packed(const Problem& problem, bool adjoint, const T* start, double activations, const SolveOptions& options,
+                  const SolveResult<T>& result, const Executor& executor, const MakeMap& make_map) {
+  thread_local Scratch hollow;
+  const int64_t dim = problem.dim;
+  CellCost cost{2 * double(dim) * double(dim), activations * double(dim)};
   const int threads = threads_for_cell(problem.rows, cost, executor.threads);
-  Weights<T> weight;
-  const PackRequest<T> request = cell_request(matrix, &weight, options, newton_pays<T>(options, problem.dim, 2 * problem.dim));
-  pack(&request, 1, threads, executor);
-  cost.products *= weight.share();
-  solve_rows<T>(problem.rows, problem.dim, cost, options, start, result, threads, executor,
-                [&] { return make_map(weight); });
+  GatedWeights<T> weights{};
+  const bool newton = weights.newton = newton_pays<T>(options, dim, 2 * dim);
+  const bool mixed = sizeof(T) == 4 && mixed_allowed(options);
+  Matrix<T> matrix = problem.weight;
+  const T* diagonal[2] = {};
+  if ((newton || mixed) && diagonals_stand_out(matrix, dim)) {
+    T* const w = static_cast<T*>(hollow.get(size_t(2 * dim * (dim + 1)) * sizeof(T)));
+    T* const d = w + 2 * dim * dim;
+    for (int64_t i = 0; i < 2 * dim; ++i) {
+      T* const row = w + i * dim;
+      const T* const from = matrix.data + i * matrix.output_stride;
+      if (matrix.input_stride == 1)
+        std::memcpy(row, from, size_t(dim) * sizeof(T));
+      else
+        for (int64_t j = 0; j < dim; ++j) row[j] = from[j * matrix.input_stride];
+      d[i] = row[i % dim];
+      row[i % dim] = T(0);
+    }
+    matrix = {w, 2 * dim, dim, dim, 1};
+    diagonal[0] = d;
+    diagonal[1] = d + dim;
+  }
+  const PackRequest<T> requests[] = {
+      cell_request(adjoint ? transposed(matrix) : matrix, &weights.weight, mixed, newton),
+      {row_or_zeros(diagonal[0], dim), &weights.diagonal[0]},
+      {row_or_zeros(diagonal[1], dim), &weights.diagonal[1]},
+  };
+  pack(requests, 3, threads, executor);
+  hollow.release_if_large();
+  cost.products *= weights.weight.share();
+  solve_rows<T>(problem.rows, dim, cost, options, start, result, threads, executor, [&] { return make_map(weights); });
 }
 
 template <class T>
 void solve(const GatedProblem<T>& problem, const SolveOptions& options, const SolveResult<T>& result,
            const Executor& executor) {
-  solve_packed<T>(problem, problem.weight, problem.z0, 2, options, result, executor,
-                  [&](const Weights<T>& weight) { return GatedMap<T>(problem, weight, options); });
+  solve_packed<T>(problem, false, problem.z0, 2, options, result, executor,
+                  [&](const GatedWeights<T>& weights) { return GatedMap<T>(problem, weights, options); });
 }
 
 template <class T>
@@ -318,11 +386,12 @@ void solve(const GatedLinearProblem<T>& problem, const SolveOptions& options, co
            const Executor& executor) {
   constexpr double kActivations = 0.5;  // what the row passes weigh
   if (problem.adjoint)
-    solve_packed<T>(problem, transposed(problem.weight), problem.w0, kActivations, options, result, executor,
-                    [&](const Weights<T>& weight) { return GatedLinearMap<T, true>(problem, weight, options); });
+    solve_packed<T>(problem, true, problem.w0, kActivations, options, result, executor,
+                    [&](const GatedWeights<T>& weights) { return GatedLinearMap<T, true>(problem, weights, options); });
   else
-    solve_packed<T>(problem, problem.weight, problem.w0, kActivations, options, result, executor,
-                    [&](const Weights<T>& weight) { return GatedLinearMap<T, false>(problem, weight, options); });
+    solve_packed<T>(
+        problem, false, problem.w0, kActivations, options, result, executor,
+        [&](const GatedWeights<T>& weights) { return GatedLinearMap<T, false>(problem, weights, options); });
 }
 
 }  // namespace

@@ -42,28 +42,37 @@ void swiglu_row(T* h, const T* a, const T* const* b, int64_t hidden, T* q) {
 template <class T>
 using HiddenPass = void (*)(T* h, const T* a, const T* const* b, int64_t hidden, T* q);
 
-template <class T, bool slopes>
-HiddenPass<T> hidden_pass(int activation) {
+// choose<kind>() for an activation.
+template <class Choose>
+auto by_activation(int activation, const Choose& choose) {
   switch (activation) {
     case kTanh:
-      return activate_row<T, kTanh, slopes>;
+      return choose.template operator()<kTanh>();
     case kRelu:
-      return activate_row<T, kRelu, slopes>;
+      return choose.template operator()<kRelu>();
     case kSigmoid:
-      return activate_row<T, kSigmoid, slopes>;
+      return choose.template operator()<kSigmoid>();
     case kSoftplus:
-      return activate_row<T, kSoftplus, slopes>;
+      return choose.template operator()<kSoftplus>();
     case kGelu:
-      return activate_row<T, kGelu, slopes>;
+      return choose.template operator()<kGelu>();
     case kSilu:
-      return activate_row<T, kSilu, slopes>;
+      return choose.template operator()<kSilu>();
     case kRelu2:
-      return activate_row<T, kRelu2, slopes>;
+      return choose.template operator()<kRelu2>();
     case kSwiglu:
-      return swiglu_row<T, slopes>;
+      return choose.template operator()<kSwiglu>();
     default:
-      return activate_row<T, kIdentity, slopes>;
+      return choose.template operator()<kIdentity>();
   }
+}
+
+template <class T, bool slopes>
+HiddenPass<T> hidden_pass(int activation) {
+  return by_activation(activation, []<int kind>() -> HiddenPass<T> {
+    if constexpr (kind == kSwiglu) return swiglu_row<T, slopes>;
+    return activate_row<T, kind, slopes>;
+  });
 }
 
 // f = leak x + norm(a + base + skip x), base = skip u + b2; a may be f. derivative: to where n and rinv of the norm go,
@@ -127,6 +136,7 @@ template <class T>
 struct PackedMlp {
   Weights<T> w1, w2, leak, b2;
   Weights<T> b1[2];  // of each half of a gated activation
+  bool newton;       // rows are to take Newton steps, if these can be had
 };
 
 // A slot holds u, base, the hidden activations, what the two products keep and, for Newton steps, what J is made of.
@@ -144,8 +154,7 @@ class MlpMap {
         refresh2_(larger(cell_refresh2(packed.w1, options), cell_refresh2(packed.w2, options))),
         places_{problem.dim, problem.hidden, problem.activation == kSwiglu ? 2 : 1, problem.norm != kNoNorm,
                 2 * ld_ + hidden_elements_ + first_.elements() + second_.elements()},
-        newton_(newton_pays<T>(options, problem.dim, problem.w1.outputs), packed.w1, packed.w2, places_,
-                packed.leak.full.data, float(problem.skip), problem.norm),
+        newton_(packed.newton, packed.w1, packed.w2, places_, packed.leak.full.data, float(problem.skip), problem.norm),
         hidden_passes_{hidden_pass<T, false>(problem.activation), hidden_pass<T, true>(problem.activation)},
         output_passes_{output_pass<T, kUnwatched>(problem.norm), output_pass<T, kDirection>(problem.norm),
                        output_pass<T, kCorrected>(problem.norm)} {}
@@ -207,6 +216,85 @@ class MlpMap {
   const OutputPass<T> output_passes_[3];  // by Watch
 };
 
+// out, hidden vectors, from phi's arguments in the same place: of rows side by side. b: as HiddenPass has it.
+template <class T, int kind>
+void activate_lanes(Vec<T>* out, const T* const* b, int64_t hidden) {
+  using Math = Activations<VecOps<T>>;
+  for (int64_t i = 0; i < hidden; ++i) {
+    const Vec<T> in = out[i] + broadcast<T>(b[0][i]);
+    if constexpr (kind == kSwiglu)
+      out[i] = Math::silu(in) * (out[hidden + i] + broadcast<T>(b[1][i]));
+    else
+      out[i] = Math::template apply<kind>(in);
+  }
+}
+
+// MlpMap for rows side by side, without a norm, all products in full. A lane's constant is u.
+template <class T>
+class MlpLanes {
+ public:
+  MlpLanes(const MlpProblem<T>& problem, const PackedMlp<T>& packed)
+      : problem_(problem),
+        packed_(packed),
+        b1_{packed.b1[0].full.data, packed.b1[1].full.data},
+        activate_(by_activation(problem.activation, []<int kind>() -> Activate { return activate_lanes<T, kind>; })) {}
+
+  int64_t slot_elements() const { return problem_.dim; }
+
+  void load(Vec<T>* constants, int lane, int64_t row) const {
+    const T* const u = problem_.u + row * problem_.dim;
+    for (int64_t i = 0; i < problem_.dim; ++i) constants[i][lane] = u[i];
+  }
+
+  void evaluate(LaneEvaluation<T>& e) const {
+    const int64_t dim = problem_.dim, outputs = packed_.w1.padded_outputs();
+    Vec<T>* const h = static_cast<Vec<T>*>(product_scratch().get(size_t(outputs) * sizeof(Vec<T>)));
+    const Vec<T>*const x = e.x, *const u = e.constants;
+    Vec<T>* const f = e.f;
+    for (int64_t i = 0; i < dim; ++i) f[i] = x[i] + u[i];
+    multiply_lanes(packed_.w1.full, f, h);
+    activate_(h, b1_, problem_.hidden);
+    multiply_lanes(packed_.w2.full, h, f);
+    const T *const b2 = packed_.b2.full.data, *const leak = packed_.leak.full.data;
+    const Vec<T> skip = broadcast<T>(problem_.skip);
+    for (int64_t i = 0; i < dim; ++i) {
+      Vec<T> base = broadcast<T>(b2[i]);
+      if (problem_.skip != T(0)) base = fma<T>(skip, u[i], base);
+      f[i] = fma<T>(broadcast<T>(leak[i]), x[i], fma<T>(skip, x[i], f[i] + base));
+    }
+  }
+
+  bool corrects() const { return false; }
+  int64_t correction_elements() const { return 0; }
+  void correct(LaneSet, const Vec<T>*, Vec<T>*, const Vec<T>*, Vec<T>*) const {}
+
+ private:
+  using Activate = void (*)(Vec<T>* out, const T* const* b, int64_t hidden);
+
+  const MlpProblem<T>& problem_;
+  const PackedMlp<T>& packed_;
+  const T* const b1_[2];
+  const Activate activate_;
+};
+
+// For rows side by side and, when few are left, for these row by row.
+template <class T>
+struct MlpBoth {
+  MlpLanes<T> lanes;
+  MlpMap<T> rows;
+
+  MlpBoth(const MlpProblem<T>& problem, const PackedMlp<T>& packed, const SolveOptions& options)
+      : lanes(problem, packed), rows(problem, packed, options) {}
+  int64_t slot_elements() const { return rows.slot_elements(); }
+};
+
+// Whether rows side by side are sooner done of a small problem: they fill the lanes.
+template <class T>
+bool lanes_pay(const MlpProblem<T>& p, int threads) {
+  const int64_t share = (p.rows + threads - 1) / threads;
+  return kLanes<T> >= 4 && p.norm == kNoNorm && 20 * share >= 13 * kLanes<T>;
+}
+
 template <class T>
 void solve(const MlpProblem<T>& problem, const SolveOptions& options, const SolveResult<T>& result,
            const Executor& executor) {
@@ -215,16 +303,21 @@ void solve(const MlpProblem<T>& problem, const SolveOptions& options, const Solv
   CellCost cost{double(dim) * double(problem.w1.outputs + hidden),
                 double(hidden) * activation_cost(problem.activation) + 0.5 * double(dim)};
   const int threads = threads_for_cell(problem.rows, cost, executor.threads);
-  PackedMlp<T> packed;
+  PackedMlp<T> packed{};
   const T* const second = gated && problem.b1 != nullptr ? problem.b1 + hidden : nullptr;
-  const bool newton = newton_pays<T>(options, dim, problem.w1.outputs);
+  const bool small = is_small(dim, problem.w1.outputs, hidden);
+  const bool newton = packed.newton = !small && newton_pays<T>(options, dim, problem.w1.outputs);
+  const bool mixed = !small && mixed_allowed(options);
   const PackRequest<T> requests[] = {
-      cell_request(problem.w1, &packed.w1, options, newton), cell_request(problem.w2, &packed.w2, options, newton),
-      {row_or_zeros(problem.leak, dim), &packed.leak},   {row_or_zeros(problem.b2, dim), &packed.b2},
-      {row_or_zeros(problem.b1, hidden), &packed.b1[0]}, {row_or_zeros(second, hidden), &packed.b1[1]},
+      cell_request(problem.w1, &packed.w1, mixed, newton), cell_request(problem.w2, &packed.w2, mixed, newton),
+      {row_or_zeros(problem.leak, dim), &packed.leak},     {row_or_zeros(problem.b2, dim), &packed.b2},
+      {row_or_zeros(problem.b1, hidden), &packed.b1[0]},   {row_or_zeros(second, hidden), &packed.b1[1]},
   };
   pack(requests, gated ? 6 : 5, threads, executor);
   cost.products = double(dim) * (double(problem.w1.outputs) * packed.w1.share() + double(hidden) * packed.w2.share());
+  if (small && lanes_pay(problem, threads) && packed.w1.for_lanes() && packed.w2.for_lanes())
+    return solve_rows<T, LaneTile>(problem.rows, dim, cost, options, problem.z0, result, threads, executor,
+                                   [&] { return MlpBoth<T>(problem, packed, options); });
   solve_rows<T>(problem.rows, dim, cost, options, problem.z0, result, threads, executor,
                 [&] { return MlpMap<T>(problem, packed, options); });
 }

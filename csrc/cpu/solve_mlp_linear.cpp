@@ -109,6 +109,7 @@ LinearPasses<T> linear_passes(const MlpLinearProblem<T>& p) {
 template <class T>
 struct PackedMlpLinear {
   Weights<T> first, second, leak;  // in the order they are multiplied: W1, W2 or W2^T, W1^T
+  bool newton;                     // rows are to take Newton steps, if these can be had
 };
 
 // A slot holds v, t, what J is made of, the hidden entries, and what the two products keep.
@@ -125,8 +126,8 @@ class MlpLinearMap {
         first_(packed.first),
         second_(packed.second),
         passes_(linear_passes<T>(problem)),
-        newton_(newton_pays<T>(options, problem.dim, problem.w1.outputs), packed.first, packed.second, places_,
-                packed.leak.full.data, float(problem.skip), problem.norm) {}
+        newton_(packed.newton, packed.first, packed.second, places_, packed.leak.full.data, float(problem.skip),
+                problem.norm) {}
 
   int64_t slot_elements() const {
     return places_.at + places_.template elements<T>() + hidden_elements_ + first_.elements() + second_.elements();
@@ -139,8 +140,8 @@ class MlpLinearMap {
     copy_padded(places_.n(constants), problem_.n + row * dim, dim, ld_);
     places_.rinv(constants)[0] = problem_.rinv[row];
     for (int64_t half = 0; half < halves; ++half)
-      copy_padded(places_.q(constants) + half * places_.template q_ld<T>(),
-                  problem_.q + (row * halves + half) * hidden, hidden, places_.template q_ld<T>());
+      copy_padded(places_.q(constants) + half * places_.template q_ld<T>(), problem_.q + (row * halves + half) * hidden,
+                  hidden, places_.template q_ld<T>());
     std::memset(hidden_row(constants), 0, size_t(hidden_elements_) * sizeof(T));
   }
 
@@ -198,11 +199,12 @@ void solve(const MlpLinearProblem<T>& problem, const SolveOptions& options, cons
   const int64_t dim = problem.dim, hidden = problem.hidden;
   CellCost cost{double(dim) * double(problem.w1.outputs + hidden), 0.2 * double(hidden) + 0.5 * double(dim)};
   const int threads = threads_for_cell(problem.rows, cost, executor.threads);
-  PackedMlpLinear<T> packed;
-  const bool newton = newton_pays<T>(options, problem.dim, problem.w1.outputs);
+  PackedMlpLinear<T> packed{};
+  const bool small = is_small(dim, problem.w1.outputs, hidden), mixed = !small && mixed_allowed(options);
+  const bool newton = packed.newton = !small && newton_pays<T>(options, dim, problem.w1.outputs);
   const PackRequest<T> requests[] = {
-      cell_request(problem.adjoint ? transposed(problem.w2) : problem.w1, &packed.first, options, newton),
-      cell_request(problem.adjoint ? transposed(problem.w1) : problem.w2, &packed.second, options, newton),
+      cell_request(problem.adjoint ? transposed(problem.w2) : problem.w1, &packed.first, mixed, newton),
+      cell_request(problem.adjoint ? transposed(problem.w1) : problem.w2, &packed.second, mixed, newton),
       {row_or_zeros(problem.leak, dim), &packed.leak},
   };
   pack(requests, 3, threads, executor);
