@@ -1,6 +1,8 @@
 // Newton steps of the cells whose Jacobian is had in 8 bits, and what they ask of the weights.
 #pragma once
 
+#include <initializer_list>
+
 #include "newton.h"
 
 namespace ak::AK_ISA {
@@ -19,10 +21,17 @@ PackRequest<T> cell_request(const Matrix<T>& matrix, Weights<T>* to, bool mixed,
   return {matrix, to, mixed, newton, newton, newton};
 }
 
-// What a map says to Tile of weights packed like that: with precision="full" every product of theirs is in full.
+// What a map says to Tile of its weights. With precision="full" every product is in full; and where Newton steps make
+// residuals fall so far that after changes in 8 bits each product would have to be.
 template <class T>
-double cell_refresh2(const Weights<T>& weights, const SolveOptions& options) {
-  return mixed_allowed(options) ? weights.refresh2() : 0;
+double cell_refresh2(std::initializer_list<const Weights<T>*> weights, const SolveOptions& options, bool newton) {
+  if (!mixed_allowed(options)) return 0;
+  double most = 0;
+  for (const Weights<T>* w : weights) {
+    if (newton && w->narrow == kInt8) return 0;
+    if (w->refresh2() > most) most = w->refresh2();
+  }
+  return most;
 }
 
 // Not of float64, nor without products in few bits. Jacobian: an Operator (newton.h).

@@ -23,8 +23,6 @@ inline bool is_small(int64_t dim, int64_t w1_outputs, int64_t w2_inputs) {
   return dim * (w1_outputs + w2_inputs) <= kMost;
 }
 
-inline double larger(double a, double b) { return a > b ? a : b; }
-
 template <class T>
 inline void add_rows(T* out, const T* a, const T* b, int64_t ld) {
   for (int64_t i = 0; i < ld; i += kLanes<T>) store(out + i, load(a + i) + load(b + i));

@@ -185,11 +185,11 @@ class GatedMap {
   GatedMap(const GatedProblem<T>& problem, const GatedWeights<T>& weights, const SolveOptions& options)
       : problem_(problem),
         weights_(weights),
-        refresh2_(cell_refresh2(weights.weight, options)),
         product_(weights.weight),
         pairs_(problem.dim),
         derivative_(2 * pairs_.ld + pairs_.product + product_.elements()),
-        newton_(weights.newton, weights.weight, pairs_, derivative_) {}
+        newton_(weights.newton, weights.weight, pairs_, derivative_),
+        refresh2_(cell_refresh2({&weights.weight}, options, newton_.pay())) {}
 
   int64_t slot_elements() const { return derivative_ + (corrects() ? 3 * pairs_.ld : 0); }
   double refresh2() const { return refresh2_; }
@@ -229,11 +229,11 @@ class GatedMap {
 
   const GatedProblem<T>& problem_;
   const GatedWeights<T>& weights_;
-  const double refresh2_;
   const RowProduct<T> product_;
   const Pairs<T> pairs_;
   const int64_t derivative_;
   JacobianSteps<T, GatedJacobian<false>> newton_;
+  const double refresh2_;
 };
 
 // [q1 w, q2 w]. The first half in whole vectors reaches into the second, which is written after it.
@@ -273,10 +273,10 @@ class GatedLinearMap {
   GatedLinearMap(const GatedLinearProblem<T>& problem, const GatedWeights<T>& weights, const SolveOptions& options)
       : problem_(problem),
         weights_(weights),
-        refresh2_(cell_refresh2(weights.weight, options)),
         product_(weights.weight),
         pairs_(problem.dim),
-        newton_(weights.newton, weights.weight, pairs_, pairs_.ld) {}
+        newton_(weights.newton, weights.weight, pairs_, pairs_.ld),
+        refresh2_(cell_refresh2({&weights.weight}, options, newton_.pay())) {}
 
   int64_t slot_elements() const { return 4 * pairs_.ld + pairs_.product + product_.elements(); }
   double refresh2() const { return refresh2_; }
@@ -327,10 +327,10 @@ class GatedLinearMap {
 
   const GatedLinearProblem<T>& problem_;
   const GatedWeights<T>& weights_;
-  const double refresh2_;
   const RowProduct<T> product_;
   const Pairs<T> pairs_;
   JacobianSteps<T, GatedJacobian<adjoint>> newton_;
+  const double refresh2_;
 };
 
 // Packs the one matrix of a gated cell and runs make_map(packed) on every thread.

@@ -151,10 +151,10 @@ class MlpMap {
         b1_{packed.b1[0].full.data, packed.b1[1].full.data},
         ld_(round_up(problem.dim, kLanes<T>)),
         hidden_elements_(hidden_elements<T>(problem.w1.outputs)),
-        refresh2_(larger(cell_refresh2(packed.w1, options), cell_refresh2(packed.w2, options))),
         places_{problem.dim, problem.hidden, problem.activation == kSwiglu ? 2 : 1, problem.norm != kNoNorm,
                 2 * ld_ + hidden_elements_ + first_.elements() + second_.elements()},
         newton_(packed.newton, packed.w1, packed.w2, places_, packed.leak.full.data, float(problem.skip), problem.norm),
+        refresh2_(cell_refresh2({&packed.w1, &packed.w2}, options, newton_.pay())),
         hidden_passes_{hidden_pass<T, false>(problem.activation), hidden_pass<T, true>(problem.activation)},
         output_passes_{output_pass<T, kUnwatched>(problem.norm), output_pass<T, kDirection>(problem.norm),
                        output_pass<T, kCorrected>(problem.norm)} {}
@@ -209,9 +209,9 @@ class MlpMap {
   const RowProduct<T> first_, second_;
   const T* const b1_[2];
   const int64_t ld_, hidden_elements_;
-  const double refresh2_;
   const MlpPlaces places_;
   JacobianSteps<T, MlpJacobian<false>> newton_;
+  const double refresh2_;
   const HiddenPass<T> hidden_passes_[2];  // and with slopes
   const OutputPass<T> output_passes_[3];  // by Watch
 };

@@ -122,12 +122,12 @@ class MlpLinearMap {
         ld_(round_up(problem.dim, kLanes<T>)),
         places_{problem.dim, problem.hidden, problem.w1.outputs != problem.hidden ? 2 : 1, true, 2 * ld_},
         hidden_elements_(hidden_elements<T>(problem.w1.outputs)),
-        refresh2_(larger(cell_refresh2(packed.first, options), cell_refresh2(packed.second, options))),
         first_(packed.first),
         second_(packed.second),
         passes_(linear_passes<T>(problem)),
         newton_(packed.newton, packed.first, packed.second, places_, packed.leak.full.data, float(problem.skip),
-                problem.norm) {}
+                problem.norm),
+        refresh2_(cell_refresh2({&packed.first, &packed.second}, options, newton_.pay())) {}
 
   int64_t slot_elements() const {
     return places_.at + places_.template elements<T>() + hidden_elements_ + first_.elements() + second_.elements();
@@ -187,10 +187,10 @@ class MlpLinearMap {
   const int64_t ld_;
   const MlpPlaces places_;
   const int64_t hidden_elements_;
-  const double refresh2_;
   const RowProduct<T> first_, second_;
   const LinearPasses<T> passes_;
   JacobianSteps<T, MlpJacobian<adjoint>> newton_;
+  const double refresh2_;
 };
 
 template <class T>
