@@ -6,7 +6,7 @@ The kernel runs as a whole, so a part is the difference of two solves that diffe
     products    Picard with the identity as its activation, less call (residual norms are in it)
     activation  Picard with the real activation, less Picard with the identity
     mixing      the solver itself with every row held to the same number of steps, less Picard; the linear equations of
-                Auto's Newton steps in mixed precision are here
+                Auto's Newton steps are here
     waiting     the solve itself, less the solver with all rows held to the mean number of steps: rows that take longer
                 than others leave tiles and threads partly empty
 

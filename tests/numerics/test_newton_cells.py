@@ -21,7 +21,14 @@ ROWS, INPUTS, RTOL = 41, 5, 1e-5
 
 
 # Orthogonal recurrent weights of this size: Picard steps contract slowly, but they do.
-GAIN = {"mlp-relu2": 0.35, "mlp-layer": 0.45, "mlp-rms": 0.45, "mlp-rms-leaky": 0.3, "mlp-leaky": 0.75, "mlp-skip": 0.65}
+GAIN = {
+    "mlp-relu2": 0.35,
+    "mlp-layer": 0.45,
+    "mlp-rms": 0.45,
+    "mlp-rms-leaky": 0.3,
+    "mlp-leaky": 0.75,
+    "mlp-skip": 0.65,
+}
 GAIN |= {"mlp-swiglu": 0.6}
 
 
@@ -65,9 +72,7 @@ def truth(cell: ak.nn.Cell, x: Tensor, v: Tensor) -> tuple[Tensor, list[Tensor]]
 
 def solve(cell: ak.nn.Cell, x: Tensor, z0: Tensor | None = None, **options):
     z0 = x.new_zeros(len(x), cell.state_dim) if z0 is None else z0
-    return ak.fixed_point(
-        cell.bind(x), z0, **dict(rtol=RTOL, max_steps=200, backend="cpu", solver=ak.Auto()) | options
-    )
+    return ak.fixed_point(cell.bind(x), z0, **dict(rtol=RTOL, max_steps=200, backend="cpu", solver=ak.Auto()) | options)
 
 
 def relative(z: Tensor, expected: Tensor) -> Tensor:  # of each row
@@ -104,8 +109,9 @@ def test_tangents(name, precision):
     """Where gradients are differentiated once more, y = J y + v is solved for by Newton steps too."""
     size = 65
     cell, x = problem_of(name, size)
-    v, w = (torch.randn(ROWS, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)) for n in (size, INPUTS))
-
+    v, w = (
+        torch.randn(ROWS, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)) for n in (size, INPUTS)
+    )
 
     def tangent(cell, x, v, w, **options):
         x, v = x.detach().requires_grad_(), v.requires_grad_()
