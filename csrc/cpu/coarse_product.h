@@ -32,13 +32,20 @@ struct CoarseUnit {
 inline void take_bytes(const float* x, int64_t n, const CoarseUnit& unit, bool is_signed, uint8_t* to) {
   const Vec<float> inverse = broadcast<float>(unit.inverse);
   const uint8_t flip = is_signed ? 0 : 128;
-  int64_t i = 0;
-  for (; i < n; i += kLanes<float>) {
-    const Bytes narrow = nearest_bytes(load(x + i) * inverse, flip);
+  for_row<float>(n, [&](int64_t i, auto keep) {
+    const Bytes narrow = nearest_bytes(keep(load(x + i)) * inverse, flip);
     std::memcpy(to + i, &narrow, sizeof narrow);
+  });
+  for (int64_t i = round_up(n, kLanes<float>); i < round_up(n, 64); i += kLanes<float>) {
+    const Bytes none{};
+    std::memcpy(to + i, &none, sizeof none);
   }
-  for (const Bytes none{}; i < round_up(n, 64); i += kLanes<float>) std::memcpy(to + i, &none, sizeof none);
 }
+
+// What an Operator (newton.h) that has J itself makes of a row: numbers already.
+struct PlainNumbers {
+  Vec<float> operator()(const float* out, const float*, int64_t i) const { return load(out + i); }
+};
 
 // A row whose product is taken.
 struct CoarseRow {
@@ -110,6 +117,7 @@ class CoarseProduct {
   Numbers numbers(float unit) const { return {broadcast<float>(unit), scale_, diagonal_}; }
 
   static constexpr bool kSlopes = true;
+  static constexpr int64_t constants() { return 0; }
   void lay(Pieces&, int) {}
   int64_t row_bytes() const { return row_bytes_; }
   int64_t row_sums() const { return row_sums_; }

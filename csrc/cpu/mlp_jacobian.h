@@ -91,6 +91,37 @@ struct MlpPlaces {
   }
 };
 
+// The same in float32, from 0 on.
+inline MlpPlaces narrow_places(const MlpPlaces& places) {
+  return {places.dim, places.hidden, places.halves, places.norm, 0};
+}
+template <class T>
+void narrow_derivative(const MlpPlaces& places, const T* from, float* to) {
+  if constexpr (sizeof(T) == 8) {
+    const MlpDerivative<T> of = places.of(from);
+    const MlpPlaces at = narrow_places(places);
+    for (int64_t half = 0; half < places.halves; ++half)
+      narrow_row(of.q + half * places.q_ld<T>(), places.hidden, 1, at.q(to) + half * at.q_ld<float>());
+    if (!places.norm) return;
+    narrow_row(of.n, places.dim, 1, at.n(to));
+    at.rinv(to)[0] = float(of.rinv[0]);
+  }
+}
+
+// A packed leak as MlpJacobian takes it; of float64 in the calling thread's memory, until the next.
+template <class T>
+const float* jacobian_leak(const Weights<T>& leak) {
+  if constexpr (sizeof(T) == 4) {
+    return leak.full.data;
+  } else {
+    thread_local Scratch narrow;
+    const int64_t dim = leak.full.outputs;
+    float* const to = static_cast<float*>(narrow.get(size_t(round_up(dim, kLanes<float>)) * sizeof(float)));
+    narrow_row(leak.full.data, dim, 1, to);
+    return to;
+  }
+}
+
 template <bool adjoint>
 class MlpJacobian;
 
@@ -115,6 +146,7 @@ class MlpJacobian {
   static constexpr bool kSlopes = false;
   bool fits() const { return fits_; }
   int64_t dim() const { return places_.dim; }
+  int64_t constants() const { return places_.at + places_.elements<float>(); }
   int64_t row_bytes() const { return first_.row_bytes(); }
   int64_t row_sums() const { return second_.row_sums(); }
   bool takes_signed(int n) const { return first_.takes_signed(n); }
@@ -128,10 +160,7 @@ class MlpJacobian {
     projected_bytes_ = pieces.take<uint8_t>(rows * first_.row_bytes());
   }
 
-  struct Numbers {
-    Vec<float> operator()(const float* out, const float*, int64_t i) const { return load(out + i); }
-  };
-  Numbers numbers(float) const { return {}; }
+  PlainNumbers numbers(float) const { return {}; }
 
   void apply(int n, const uint8_t* bytes, int32_t* sums, const CoarseRow* rows) const {
     float unit[kMaxTile];

@@ -11,12 +11,13 @@ namespace ak::AK_ISA {
 
 #if AK_HAS_INT8
 
-template <>
-class NewtonSteps<double, CoarseProduct, true> {
-  using Steps = NewtonSteps<float, CoarseProduct>;
+template <class Operator>
+class NewtonSteps<double, Operator, true> {
+  using Steps = NewtonSteps<float, Operator>;
 
  public:
-  NewtonSteps(const CoarseProduct& product, float shift) : newton_(product, shift), dim_(product.dim()) {}
+  explicit NewtonSteps(const Operator& product, float shift = 0)
+      : newton_(product, shift), dim_(product.dim()), constants_(product.constants()) {}
 
   bool fits() const { return newton_.fits(); }
 
@@ -25,12 +26,13 @@ class NewtonSteps<double, CoarseProduct, true> {
 
   using Start = SlopeRow<double>;
 
+  // Where J itself is had, instead of slopes: (a row's constants, float*), which puts what J is made of there.
   template <class Slopes>
   void solve(int n, Correction<double>* rows, const Slopes& slopes, const double* leak) {
     thread_local Scratch scratch;
     const int64_t ld = round_up(dim_, kLanes<float>);
-    double* const slope =
-        static_cast<double*>(scratch.get(size_t(ld) * sizeof(double) + size_t((n + 2) * ld) * sizeof(float)));
+    double* const slope = static_cast<double*>(
+        scratch.get(size_t(ld) * sizeof(double) + size_t((n + 2) * ld + n * constants_) * sizeof(float)));
     float* const none = reinterpret_cast<float*>(slope + ld);
     float* const narrow_leak = none + ld;
     std::memset(none, 0, size_t(ld) * sizeof(float));
@@ -47,7 +49,7 @@ class NewtonSteps<double, CoarseProduct, true> {
       narrow_row(g, [&](int64_t i) { return (load(c.f + i) - load(c.x + i)) * by; });
       of[k] = {none,
                g,
-               nullptr,
+               none + (n + 2) * ld + k * constants_,
                c.r2 * double(scale[k]) * double(scale[k]),
                float(c.largest * double(scale[k])),
                c.aim2,
@@ -55,11 +57,12 @@ class NewtonSteps<double, CoarseProduct, true> {
                c.corrector,
                nullptr,
                &travel[k]};
+      if constexpr (!Operator::kSlopes) slopes(c.constants, of[k].constants);
     }
     newton_.solve(
         n, of,
         [&](const Correction<float>& c, const Steps::Start& start) {
-          slopes(rows[&c - of], Start{slope});
+          if constexpr (Operator::kSlopes) slopes(rows[&c - of], Start{slope});
           for_row<float>(dim_, [&](int64_t i, auto keep) { start.put(c, i, narrow(slope + i), keep); });
         },
         leak != nullptr ? narrow_leak : nullptr);
@@ -100,7 +103,7 @@ class NewtonSteps<double, CoarseProduct, true> {
   }
 
   Steps newton_;
-  const int64_t dim_;
+  const int64_t dim_, constants_;
 };
 
 #endif

@@ -9,10 +9,9 @@ namespace ak::AK_ISA {
 // and, of cells whose Newton steps need them, the slopes at x.
 enum Watch { kUnwatched, kDirection, kCorrected };
 
-// map_corrects: it may correct the iterate (tile.h).
 template <class T>
-Watch watch_of(const Evaluation<T>& e, bool map_corrects) {
-  return e.previous != nullptr ? kDirection : map_corrects ? kCorrected : kUnwatched;
+Watch watch_of(const Evaluation<T>& e) {
+  return e.previous != nullptr ? kDirection : e.corrected ? kCorrected : kUnwatched;
 }
 
 // Those of one row, in an order its length alone decides.

@@ -262,15 +262,13 @@ inline void pack_coarse(const AffineProblem<double>& p, AffineWeights<double>& w
   thread_local Scratch narrow, packed;
   const int64_t dim = p.dim, ld = round_up(dim, kLanes<float>);
   float* const w = static_cast<float*>(narrow.get(size_t((dim + 1) * ld) * sizeof(float)));
-  const Matrix<double>& from = p.weight;
-  for (int64_t i = 0; i < dim; ++i)
-    for (int64_t j = 0; j < dim; ++j) w[i * ld + j] = float(from.data[i * from.output_stride + j * from.input_stride]);
+  const Matrix<float> weight = narrow_matrix(p.weight, ld, w);
   float* const leak = w + dim * ld;
-  for (int64_t i = 0; p.leak != nullptr && i < dim; ++i) leak[i] = float(p.leak[i]);
+  if (p.leak != nullptr) narrow_row(p.leak, dim, 1, leak);
   // Of rows there are none: only whether they have a scale is asked for.
   const AffineProblem<float> problem{.rows = 0,
                                      .dim = dim,
-                                     .weight = {w, dim, dim, ld, 1},
+                                     .weight = weight,
                                      .leak = p.leak != nullptr ? leak : nullptr,
                                      .scale = p.scale != nullptr ? w : nullptr,
                                      .activation = p.activation,

@@ -19,6 +19,11 @@ struct Pairs {
     copy_padded(to, from + 2 * row * dim, dim, ld);
     copy_padded(to + ld, from + (2 * row + 1) * dim, dim, ld);
   }
+  // c, q1 and q2 of J, as floats.
+  void narrow_derivative(const T* from, float* to) const {
+    if constexpr (sizeof(T) == 8)
+      for (int k = 0; k < 3; ++k) narrow_row(from + k * ld, dim, 1, to + k * round_up(dim, kLanes<float>));
+  }
   void clear(T* pair) const { std::memset(pair, 0, size_t(product) * sizeof(T)); }
 
   const int64_t dim;
@@ -30,9 +35,8 @@ struct Pairs {
 // what is multiplied then, also in few bits, which would hold little but the diagonals.
 template <class T>
 struct GatedWeights {
-  Weights<T> weight;       // W', or its transpose for the adjoint
+  CellWeights<T, 1> cell;  // W', or its transpose for the adjoint
   Weights<T> diagonal[2];  // [dim] each, zero where there is no need
-  bool newton;             // rows are to take Newton steps, if these can be had
 
   const T* gate() const { return diagonal[0].full.data; }
   const T* candidate() const { return diagonal[1].full.data; }
@@ -52,7 +56,7 @@ bool diagonals_stand_out(const Matrix<T>& w, int64_t dim) {
       on += square(i);
       off += square(i + 1) + square(i + dim / 2);
     }
-    if (on > kApart2 * 0.5 * off) return true;
+    if (on > kApart2 * 0.5 * off && finite(on)) return true;
   }
   return false;
 }
@@ -73,7 +77,8 @@ class GatedJacobian {
   static constexpr bool kSlopes = false;
   bool fits() const { return CoarseProduct::fits(weight_); }
   int64_t dim() const { return dim_; }
-  int64_t row_bytes() const { return adjoint ? ld_ : product_.row_bytes(); }
+  int64_t constants() const { return at_ + 3 * ld_; }
+  int64_t row_bytes() const { return adjoint ? round_up(dim_, 64) : product_.row_bytes(); }
   int64_t row_sums() const { return adjoint ? product_.row_sums() : ld_ + kLanes<float>; }
   bool takes_signed(int n) const { return product_.takes_signed(n); }
   void lay(Pieces& pieces, int n) {
@@ -86,10 +91,7 @@ class GatedJacobian {
     }
   }
 
-  struct Numbers {
-    Vec<float> operator()(const float* out, const float*, int64_t i) const { return load(out + i); }
-  };
-  Numbers numbers(float) const { return {}; }
+  PlainNumbers numbers(float) const { return {}; }
 
   void apply(int n, const uint8_t* bytes, int32_t* sums, const CoarseRow* rows) const {
     if constexpr (adjoint) {
@@ -182,17 +184,17 @@ void gated_row(Evaluation<T>& e, const T* a, const Pairs<T>& pairs, const GatedW
 template <class T>
 class GatedMap {
  public:
-  GatedMap(const GatedProblem<T>& problem, const GatedWeights<T>& weights, const SolveOptions& options)
+  GatedMap(const GatedProblem<T>& problem, const GatedWeights<T>& weights)
       : problem_(problem),
         weights_(weights),
-        product_(weights.weight),
+        product_(weights.cell.of[0]),
         pairs_(problem.dim),
         derivative_(2 * pairs_.ld + pairs_.product + product_.elements()),
-        newton_(weights.newton, weights.weight, pairs_, derivative_),
-        refresh2_(cell_refresh2({&weights.weight}, options, newton_.pay())) {}
+        newton_(weights.cell.newton, weights.cell.coarse(0), Pairs<float>(problem.dim),
+                sizeof(T) == 4 ? derivative_ : 0) {}
 
   int64_t slot_elements() const { return derivative_ + (corrects() ? 3 * pairs_.ld : 0); }
-  double refresh2() const { return refresh2_; }
+  double refresh2() const { return weights_.cell.refresh2(); }
 
   void load(T* constants, int64_t row) {
     pairs_.load_constants(constants, problem_.u, row);
@@ -212,7 +214,7 @@ class GatedMap {
     product_.apply(n, x, exact, kept, out, a);
     for (int i = 0; i < n; ++i) {
       Evaluation<T>& e = rows[i];
-      const Watch watch = watch_of(e, corrects());
+      const Watch watch = watch_of(e);
       const auto pass = watch == kCorrected   ? gated_row<T, kCorrected>
                         : watch == kDirection ? gated_row<T, kDirection>
                                               : gated_row<T, kUnwatched>;
@@ -222,7 +224,10 @@ class GatedMap {
 
   bool corrects() const { return newton_.pay(); }
   double aim2(bool first) const { return newton_.aim2(first); }
-  void correct(int n, Correction<T>* rows) { newton_.take(n, rows); }
+  void correct(int n, Correction<T>* rows) {
+    newton_.take(n, rows,
+                 [&](const T* constants, float* to) { pairs_.narrow_derivative(constants + derivative_, to); });
+  }
 
  private:
   T* products(T* constants) const { return constants + 2 * pairs_.ld; }
@@ -233,7 +238,6 @@ class GatedMap {
   const Pairs<T> pairs_;
   const int64_t derivative_;
   JacobianSteps<T, GatedJacobian<false>> newton_;
-  const double refresh2_;
 };
 
 // [q1 w, q2 w]. The first half in whole vectors reaches into the second, which is written after it.
@@ -270,16 +274,16 @@ void linear_row(Evaluation<T>& e, const T* a, const Pairs<T>& pairs) {
 template <class T, bool adjoint>
 class GatedLinearMap {
  public:
-  GatedLinearMap(const GatedLinearProblem<T>& problem, const GatedWeights<T>& weights, const SolveOptions& options)
+  GatedLinearMap(const GatedLinearProblem<T>& problem, const GatedWeights<T>& weights)
       : problem_(problem),
         weights_(weights),
-        product_(weights.weight),
+        product_(weights.cell.of[0]),
         pairs_(problem.dim),
-        newton_(weights.newton, weights.weight, pairs_, pairs_.ld),
-        refresh2_(cell_refresh2({&weights.weight}, options, newton_.pay())) {}
+        newton_(weights.cell.newton, weights.cell.coarse(0), Pairs<float>(problem.dim),
+                sizeof(T) == 4 ? pairs_.ld : 0) {}
 
   int64_t slot_elements() const { return 4 * pairs_.ld + pairs_.product + product_.elements(); }
-  double refresh2() const { return refresh2_; }
+  double refresh2() const { return weights_.cell.refresh2(); }
 
   void load(T* constants, int64_t row) {
     const int64_t dim = pairs_.dim, ld = pairs_.ld;
@@ -310,7 +314,7 @@ class GatedLinearMap {
     product_.apply(n, x, exact, kept, out, a);
     for (int i = 0; i < n; ++i) {
       Evaluation<T>& e = rows[i];
-      const Watch watch = watch_of(e, corrects());
+      const Watch watch = watch_of(e);
       const auto pass = watch == kCorrected   ? linear_row<T, adjoint, kCorrected>
                         : watch == kDirection ? linear_row<T, adjoint, kDirection>
                                               : linear_row<T, adjoint, kUnwatched>;
@@ -320,7 +324,9 @@ class GatedLinearMap {
 
   bool corrects() const { return newton_.pay(); }
   double aim2(bool first) const { return newton_.aim2(first); }
-  void correct(int n, Correction<T>* rows) { newton_.take(n, rows); }
+  void correct(int n, Correction<T>* rows) {
+    newton_.take(n, rows, [&](const T* constants, float* to) { pairs_.narrow_derivative(constants + pairs_.ld, to); });
+  }
 
  private:
   T* product(T* constants) const { return constants + 4 * pairs_.ld; }
@@ -330,24 +336,24 @@ class GatedLinearMap {
   const RowProduct<T> product_;
   const Pairs<T> pairs_;
   JacobianSteps<T, GatedJacobian<adjoint>> newton_;
-  const double refresh2_;
 };
 
 // Packs the one matrix of a gated cell and runs make_map(packed) on every thread.
 template <class T, class Problem, class MakeMap>
 void solve_packed(const Problem& problem, bool adjoint, const T* start, double activations, const SolveOptions& options,
                   const SolveResult<T>& result, const Executor& executor, const MakeMap& make_map) {
-  thread_local Scratch hollow;
   const int64_t dim = problem.dim;
   CellCost cost{2 * double(dim) * double(dim), activations * double(dim)};
   const int threads = threads_for_cell(problem.rows, cost, executor.threads);
   GatedWeights<T> weights{};
-  const bool newton = weights.newton = newton_pays<T>(options, dim, 2 * dim);
-  const bool mixed = sizeof(T) == 4 && mixed_allowed(options);
+  weights.cell.newton = newton_pays(options, dim, 2 * dim);
+  weights.cell.mixed = mixed_allowed(options);
   Matrix<T> matrix = problem.weight;
   const T* diagonal[2] = {};
-  if ((newton || mixed) && diagonals_stand_out(matrix, dim)) {
-    T* const w = static_cast<T*>(hollow.get(size_t(2 * dim * (dim + 1)) * sizeof(T)));
+  const bool narrow = weights.cell.newton || (weights.cell.mixed && sizeof(T) == 4 && (AK_HAS_INT8 || AK_HAS_BFLOAT16));
+  if (narrow && diagonals_stand_out(matrix, dim)) {
+    // No tile has begun.
+    T* const w = static_cast<T*>(tile_scratch().get(size_t(2 * dim * (dim + 1)) * sizeof(T)));
     T* const d = w + 2 * dim * dim;
     for (int64_t i = 0; i < 2 * dim; ++i) {
       T* const row = w + i * dim;
@@ -363,14 +369,11 @@ void solve_packed(const Problem& problem, bool adjoint, const T* start, double a
     diagonal[0] = d;
     diagonal[1] = d + dim;
   }
-  const PackRequest<T> requests[] = {
-      cell_request(adjoint ? transposed(matrix) : matrix, &weights.weight, mixed, newton),
-      {row_or_zeros(diagonal[0], dim), &weights.diagonal[0]},
-      {row_or_zeros(diagonal[1], dim), &weights.diagonal[1]},
-  };
-  pack(requests, 3, threads, executor);
-  hollow.release_if_large();
-  cost.products *= weights.weight.share();
+  pack_cell<T, 1, 2>(
+      {adjoint ? transposed(matrix) : matrix}, weights.cell,
+      {{row_or_zeros(diagonal[0], dim), &weights.diagonal[0]}, {row_or_zeros(diagonal[1], dim), &weights.diagonal[1]}},
+      threads, executor);
+  cost.products = weights.cell.products();
   solve_rows<T>(problem.rows, dim, cost, options, start, result, threads, executor, [&] { return make_map(weights); });
 }
 
@@ -378,7 +381,7 @@ template <class T>
 void solve(const GatedProblem<T>& problem, const SolveOptions& options, const SolveResult<T>& result,
            const Executor& executor) {
   solve_packed<T>(problem, false, problem.z0, 2, options, result, executor,
-                  [&](const GatedWeights<T>& weights) { return GatedMap<T>(problem, weights, options); });
+                  [&](const GatedWeights<T>& weights) { return GatedMap<T>(problem, weights); });
 }
 
 template <class T>
@@ -387,11 +390,10 @@ void solve(const GatedLinearProblem<T>& problem, const SolveOptions& options, co
   constexpr double kActivations = 0.5;  // what the row passes weigh
   if (problem.adjoint)
     solve_packed<T>(problem, true, problem.w0, kActivations, options, result, executor,
-                    [&](const GatedWeights<T>& weights) { return GatedLinearMap<T, true>(problem, weights, options); });
+                    [&](const GatedWeights<T>& weights) { return GatedLinearMap<T, true>(problem, weights); });
   else
-    solve_packed<T>(
-        problem, false, problem.w0, kActivations, options, result, executor,
-        [&](const GatedWeights<T>& weights) { return GatedLinearMap<T, false>(problem, weights, options); });
+    solve_packed<T>(problem, false, problem.w0, kActivations, options, result, executor,
+                    [&](const GatedWeights<T>& weights) { return GatedLinearMap<T, false>(problem, weights); });
 }
 
 }  // namespace

@@ -134,33 +134,35 @@ OutputPass<T> output_pass(int norm) {
 
 template <class T>
 struct PackedMlp {
-  Weights<T> w1, w2, leak, b2;
-  Weights<T> b1[2];  // of each half of a gated activation
-  bool newton;       // rows are to take Newton steps, if these can be had
+  CellWeights<T, 2> cell;  // W1 and W2
+  Weights<T> leak, b2;
+  Weights<T> b1[2];            // of each half of a gated activation
+  const float* jacobian_leak;  // [dim], in whole vectors
 };
 
 // A slot holds u, base, the hidden activations, what the two products keep and, for Newton steps, what J is made of.
 template <class T>
 class MlpMap {
  public:
-  MlpMap(const MlpProblem<T>& problem, const PackedMlp<T>& packed, const SolveOptions& options)
+  MlpMap(const MlpProblem<T>& problem, const PackedMlp<T>& packed)
       : problem_(problem),
         packed_(packed),
-        first_(packed.w1),
-        second_(packed.w2),
+        first_(packed.cell.of[0]),
+        second_(packed.cell.of[1]),
         b1_{packed.b1[0].full.data, packed.b1[1].full.data},
         ld_(round_up(problem.dim, kLanes<T>)),
         hidden_elements_(hidden_elements<T>(problem.w1.outputs)),
         places_{problem.dim, problem.hidden, problem.activation == kSwiglu ? 2 : 1, problem.norm != kNoNorm,
                 2 * ld_ + hidden_elements_ + first_.elements() + second_.elements()},
-        newton_(packed.newton, packed.w1, packed.w2, places_, packed.leak.full.data, float(problem.skip), problem.norm),
-        refresh2_(cell_refresh2({&packed.w1, &packed.w2}, options, newton_.pay())),
+        newton_(packed.cell.newton, packed.cell.coarse(0), packed.cell.coarse(1),
+                sizeof(T) == 4 ? places_ : narrow_places(places_), packed.jacobian_leak, float(problem.skip),
+                problem.norm),
         hidden_passes_{hidden_pass<T, false>(problem.activation), hidden_pass<T, true>(problem.activation)},
         output_passes_{output_pass<T, kUnwatched>(problem.norm), output_pass<T, kDirection>(problem.norm),
                        output_pass<T, kCorrected>(problem.norm)} {}
 
   int64_t slot_elements() const { return places_.at + (corrects() ? places_.template elements<T>() : 0); }
-  double refresh2() const { return refresh2_; }
+  double refresh2() const { return packed_.cell.refresh2(); }
 
   void load(T* constants, int64_t row) {
     T* const base = constants + ld_;
@@ -183,7 +185,7 @@ class MlpMap {
     }
     first_.apply(n, x, exact, kept, h, a);
     for (int i = 0; i < n; ++i) {
-      const bool corrected = watch_of(rows[i], corrects()) == kCorrected;
+      const bool corrected = watch_of(rows[i]) == kCorrected;
       hidden_passes_[corrected](h[i], a[i], b1_, problem_.hidden, places_.q(rows[i].constants));
       x[i] = h[i];
       kept[i] += first_.elements();
@@ -191,15 +193,16 @@ class MlpMap {
     second_.apply(n, x, exact, kept, f, a);
     for (int i = 0; i < n; ++i) {
       Evaluation<T>& e = rows[i];
-      output_passes_[watch_of(e, corrects())](e, a[i], e.constants + ld_, packed_.leak.full.data, problem_.skip,
-                                              problem_.norm_eps, problem_.dim, places_.n(e.constants),
-                                              places_.rinv(e.constants));
+      output_passes_[watch_of(e)](e, a[i], e.constants + ld_, packed_.leak.full.data, problem_.skip, problem_.norm_eps,
+                                  problem_.dim, places_.n(e.constants), places_.rinv(e.constants));
     }
   }
 
   bool corrects() const { return newton_.pay(); }
   double aim2(bool first) const { return newton_.aim2(first); }
-  void correct(int n, Correction<T>* rows) { newton_.take(n, rows); }
+  void correct(int n, Correction<T>* rows) {
+    newton_.take(n, rows, [&](const T* constants, float* to) { narrow_derivative(places_, constants, to); });
+  }
 
  private:
   T* hidden(T* constants) const { return constants + 2 * ld_; }
@@ -211,7 +214,6 @@ class MlpMap {
   const int64_t ld_, hidden_elements_;
   const MlpPlaces places_;
   JacobianSteps<T, MlpJacobian<false>> newton_;
-  const double refresh2_;
   const HiddenPass<T> hidden_passes_[2];  // and with slopes
   const OutputPass<T> output_passes_[3];  // by Watch
 };
@@ -247,14 +249,14 @@ class MlpLanes {
   }
 
   void evaluate(LaneEvaluation<T>& e) const {
-    const int64_t dim = problem_.dim, outputs = packed_.w1.padded_outputs();
+    const int64_t dim = problem_.dim, outputs = packed_.cell.of[0].padded_outputs();
     Vec<T>* const h = static_cast<Vec<T>*>(product_scratch().get(size_t(outputs) * sizeof(Vec<T>)));
     const Vec<T>*const x = e.x, *const u = e.constants;
     Vec<T>* const f = e.f;
     for (int64_t i = 0; i < dim; ++i) f[i] = x[i] + u[i];
-    multiply_lanes(packed_.w1.full, f, h);
+    multiply_lanes(packed_.cell.of[0].full, f, h);
     activate_(h, b1_, problem_.hidden);
-    multiply_lanes(packed_.w2.full, h, f);
+    multiply_lanes(packed_.cell.of[1].full, h, f);
     const T *const b2 = packed_.b2.full.data, *const leak = packed_.leak.full.data;
     const Vec<T> skip = broadcast<T>(problem_.skip);
     for (int64_t i = 0; i < dim; ++i) {
@@ -283,8 +285,7 @@ struct MlpBoth {
   MlpLanes<T> lanes;
   MlpMap<T> rows;
 
-  MlpBoth(const MlpProblem<T>& problem, const PackedMlp<T>& packed, const SolveOptions& options)
-      : lanes(problem, packed), rows(problem, packed, options) {}
+  MlpBoth(const MlpProblem<T>& problem, const PackedMlp<T>& packed) : lanes(problem, packed), rows(problem, packed) {}
   int64_t slot_elements() const { return rows.slot_elements(); }
 };
 
@@ -292,7 +293,7 @@ struct MlpBoth {
 template <class T>
 bool lanes_pay(const MlpProblem<T>& p, int threads) {
   const int64_t share = (p.rows + threads - 1) / threads;
-  return kLanes<T> >= 4 && p.norm == kNoNorm && 20 * share >= 13 * kLanes<T>;
+  return kLanes<T> >= 4 && p.dim >= 1 && p.norm == kNoNorm && 20 * share >= 13 * kLanes<T>;
 }
 
 template <class T>
@@ -306,20 +307,21 @@ void solve(const MlpProblem<T>& problem, const SolveOptions& options, const Solv
   PackedMlp<T> packed{};
   const T* const second = gated && problem.b1 != nullptr ? problem.b1 + hidden : nullptr;
   const bool small = is_small(dim, problem.w1.outputs, hidden);
-  const bool newton = packed.newton = !small && newton_pays<T>(options, dim, problem.w1.outputs);
-  const bool mixed = !small && mixed_allowed(options);
-  const PackRequest<T> requests[] = {
-      cell_request(problem.w1, &packed.w1, mixed, newton), cell_request(problem.w2, &packed.w2, mixed, newton),
-      {row_or_zeros(problem.leak, dim), &packed.leak},     {row_or_zeros(problem.b2, dim), &packed.b2},
-      {row_or_zeros(problem.b1, hidden), &packed.b1[0]},   {row_or_zeros(second, hidden), &packed.b1[1]},
-  };
-  pack(requests, gated ? 6 : 5, threads, executor);
-  cost.products = double(dim) * (double(problem.w1.outputs) * packed.w1.share() + double(hidden) * packed.w2.share());
-  if (small && lanes_pay(problem, threads) && packed.w1.for_lanes() && packed.w2.for_lanes())
+  packed.cell.newton = !small && newton_pays(options, dim, problem.w1.outputs);
+  packed.cell.mixed = !small && mixed_allowed(options);
+  pack_cell<T, 2, 4>({problem.w1, problem.w2}, packed.cell,
+                     {{row_or_zeros(problem.leak, dim), &packed.leak},
+                      {row_or_zeros(problem.b2, dim), &packed.b2},
+                      {row_or_zeros(problem.b1, hidden), &packed.b1[0]},
+                      {row_or_zeros(second, hidden), &packed.b1[1]}},
+                     threads, executor);
+  packed.jacobian_leak = jacobian_leak(packed.leak);
+  cost.products = packed.cell.products();
+  if (small && lanes_pay(problem, threads) && packed.cell.of[0].for_lanes() && packed.cell.of[1].for_lanes())
     return solve_rows<T, LaneTile>(problem.rows, dim, cost, options, problem.z0, result, threads, executor,
-                                   [&] { return MlpBoth<T>(problem, packed, options); });
+                                   [&] { return MlpBoth<T>(problem, packed); });
   solve_rows<T>(problem.rows, dim, cost, options, problem.z0, result, threads, executor,
-                [&] { return MlpMap<T>(problem, packed, options); });
+                [&] { return MlpMap<T>(problem, packed); });
 }
 
 }  // namespace

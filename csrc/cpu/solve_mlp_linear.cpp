@@ -108,31 +108,32 @@ LinearPasses<T> linear_passes(const MlpLinearProblem<T>& p) {
 
 template <class T>
 struct PackedMlpLinear {
-  Weights<T> first, second, leak;  // in the order they are multiplied: W1, W2 or W2^T, W1^T
-  bool newton;                     // rows are to take Newton steps, if these can be had
+  CellWeights<T, 2> cell;  // W1 and W2, or W2^T and W1^T
+  Weights<T> leak;
+  const float* jacobian_leak;  // [dim], in whole vectors
 };
 
 // A slot holds v, t, what J is made of, the hidden entries, and what the two products keep.
 template <class T, bool adjoint>
 class MlpLinearMap {
  public:
-  MlpLinearMap(const MlpLinearProblem<T>& problem, const PackedMlpLinear<T>& packed, const SolveOptions& options)
+  MlpLinearMap(const MlpLinearProblem<T>& problem, const PackedMlpLinear<T>& packed)
       : problem_(problem),
         packed_(packed),
         ld_(round_up(problem.dim, kLanes<T>)),
         places_{problem.dim, problem.hidden, problem.w1.outputs != problem.hidden ? 2 : 1, true, 2 * ld_},
         hidden_elements_(hidden_elements<T>(problem.w1.outputs)),
-        first_(packed.first),
-        second_(packed.second),
+        first_(packed.cell.of[0]),
+        second_(packed.cell.of[1]),
         passes_(linear_passes<T>(problem)),
-        newton_(packed.newton, packed.first, packed.second, places_, packed.leak.full.data, float(problem.skip),
-                problem.norm),
-        refresh2_(cell_refresh2({&packed.first, &packed.second}, options, newton_.pay())) {}
+        newton_(packed.cell.newton, packed.cell.coarse(0), packed.cell.coarse(1),
+                sizeof(T) == 4 ? places_ : narrow_places(places_), packed.jacobian_leak, float(problem.skip),
+                problem.norm) {}
 
   int64_t slot_elements() const {
     return places_.at + places_.template elements<T>() + hidden_elements_ + first_.elements() + second_.elements();
   }
-  double refresh2() const { return refresh2_; }
+  double refresh2() const { return packed_.cell.refresh2(); }
 
   void load(T* constants, int64_t row) {
     const int64_t dim = problem_.dim, hidden = problem_.hidden, halves = places_.halves;
@@ -169,13 +170,15 @@ class MlpLinearMap {
       Evaluation<T>& e = rows[i];
       const RowConstants<T> constants{e.constants, places_.of(e.constants), packed_.leak.full.data, problem_.skip,
                                       problem_.dim};
-      passes_.output[watch_of(e, corrects())](e, a[i], constants, projected(e));
+      passes_.output[watch_of(e)](e, a[i], constants, projected(e));
     }
   }
 
   bool corrects() const { return newton_.pay(); }
   double aim2(bool first) const { return newton_.aim2(first); }
-  void correct(int n, Correction<T>* rows) { newton_.take(n, rows); }
+  void correct(int n, Correction<T>* rows) {
+    newton_.take(n, rows, [&](const T* constants, float* to) { narrow_derivative(places_, constants, to); });
+  }
 
  private:
   // What the first product takes: t, which is x where no norm is in the way.
@@ -190,7 +193,6 @@ class MlpLinearMap {
   const RowProduct<T> first_, second_;
   const LinearPasses<T> passes_;
   JacobianSteps<T, MlpJacobian<adjoint>> newton_;
-  const double refresh2_;
 };
 
 template <class T>
@@ -200,24 +202,22 @@ void solve(const MlpLinearProblem<T>& problem, const SolveOptions& options, cons
   CellCost cost{double(dim) * double(problem.w1.outputs + hidden), 0.2 * double(hidden) + 0.5 * double(dim)};
   const int threads = threads_for_cell(problem.rows, cost, executor.threads);
   PackedMlpLinear<T> packed{};
-  const bool small = is_small(dim, problem.w1.outputs, hidden), mixed = !small && mixed_allowed(options);
-  const bool newton = packed.newton = !small && newton_pays<T>(options, dim, problem.w1.outputs);
-  const PackRequest<T> requests[] = {
-      cell_request(problem.adjoint ? transposed(problem.w2) : problem.w1, &packed.first, mixed, newton),
-      cell_request(problem.adjoint ? transposed(problem.w1) : problem.w2, &packed.second, mixed, newton),
-      {row_or_zeros(problem.leak, dim), &packed.leak},
-  };
-  pack(requests, 3, threads, executor);
-  cost.products = 0;
-  for (const Weights<T>* w : {&packed.first, &packed.second})
-    cost.products += double(w->full.outputs) * double(w->full.inputs) * w->share();
+  const bool small = is_small(dim, problem.w1.outputs, hidden);
+  packed.cell.newton = !small && newton_pays(options, dim, problem.w1.outputs);
+  packed.cell.mixed = !small && mixed_allowed(options);
+  const Matrix<T> first = problem.adjoint ? transposed(problem.w2) : problem.w1;
+  const Matrix<T> second = problem.adjoint ? transposed(problem.w1) : problem.w2;
+  pack_cell<T, 2, 1>({first, second}, packed.cell, {{row_or_zeros(problem.leak, dim), &packed.leak}}, threads,
+                     executor);
+  packed.jacobian_leak = jacobian_leak(packed.leak);
+  cost.products = packed.cell.products();
   const auto run = [&](const auto& make_map) {
     solve_rows<T>(problem.rows, dim, cost, options, problem.w0, result, threads, executor, make_map);
   };
   if (problem.adjoint)
-    run([&] { return MlpLinearMap<T, true>(problem, packed, options); });
+    run([&] { return MlpLinearMap<T, true>(problem, packed); });
   else
-    run([&] { return MlpLinearMap<T, false>(problem, packed, options); });
+    run([&] { return MlpLinearMap<T, false>(problem, packed); });
 }
 
 }  // namespace

@@ -38,6 +38,7 @@ struct Evaluation {
   int step;             // evaluations of the row before this one
   bool zero;            // x is known to be all zeros
   bool exact;           // in full precision, even where the map may do less
+  bool corrected;       // the next iterate may be a correction
   Travel<T> travel;     // in: of x, from what the row's product stands for; out: of f
   T largest;            // out: entry of f - x, in size; of maps whose corrections ask for it
   const T* stands_for;  // out: that x, where it helps to know how far the next one is from it; else null
@@ -293,6 +294,7 @@ class Tile {
     e.step = slot.progress.steps;
     e.zero = slot.zero && slot.progress.steps == 0;
     e.exact = slot.last < 0 || (full(slot) && !slot.sound);
+    e.corrected = slot.corrector.on;
     e.travel = slot.travel;
     e.largest = T(-1);
     e.stands_for = nullptr;

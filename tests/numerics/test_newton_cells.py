@@ -79,28 +79,71 @@ def relative(z: Tensor, expected: Tensor) -> Tensor:  # of each row
     return (z.double() - expected).norm(dim=-1) / expected.norm(dim=-1)
 
 
+def check(cell: ak.nn.Cell, x: Tensor, v: Tensor, truth: tuple[Tensor, list[Tensor]], tolerance: float, **options):
+    """Solves, compares the solution and all gradients, and returns how it went."""
+    expected, gradients = truth
+    x = x.requires_grad_()
+    z, info = solve(cell, x, **options)
+    assert info.converged.all()
+    assert relative(z.detach(), expected).max() < tolerance
+    z.backward(v)
+    for mine, theirs in zip([x, *cell.parameters()], gradients, strict=True):
+        assert (mine.grad.double() - theirs).norm() < 10 * tolerance * theirs.norm()
+    return info
+
+
+def cotangents(size: int) -> Tensor:
+    return torch.linspace(-1, 1, ROWS * size, dtype=torch.float64).view(ROWS, size)
+
+
 @pytest.mark.parametrize("size", [57, 64, 130])
 @pytest.mark.parametrize("name", CELLS)
-@both
+@pytest.mark.parametrize("precision", ["mixed", "full", "float64"])
 def test_the_solution_and_its_gradients(name, size, precision):
     """Of every form, against float64; in few evaluations. The adjoint solve takes Newton steps of its own."""
     cell, x = problem_of(name, size)
-    v = torch.linspace(-1, 1, ROWS * size, dtype=torch.float64).view(ROWS, size)
-    expected, gradients = truth(cell, x, v)
-    cell, x = in_float32(cell), x.float().requires_grad_()
-    z, info = solve(cell, x, precision=precision)
-    assert info.converged.all()
-    assert relative(z.detach(), expected).max() < 3e-4
-    z.backward(v.float())
-    for mine, theirs in zip([x, *cell.parameters()], gradients, strict=True):
-        assert (mine.grad.double() - theirs).norm() < 1e-3 * theirs.norm()
+    v = cotangents(size)
+    known = truth(cell, x, v)
+    if precision == "float64":
+        cell.zero_grad()
+        info = check(cell, x, v, known, 1e-7, rtol=1e-9)
+        options = dict(rtol=1e-9)
+    else:
+        cell, x, v = in_float32(cell), x.float(), v.float()
+        info = check(cell, x, v, known, 3e-4, precision=precision)
+        options = {}
     if has_few_bits():
         with torch.no_grad():
-            _, picard = solve(cell, x, solver=ak.Picard(), max_steps=500)
+            _, picard = solve(cell, x, solver=ak.Picard(), max_steps=1000, **options)
         # A norm makes the first steps from zero go far, and few of them may be Newton's.
         if picard.steps.double().mean() > 25 and name not in ("mlp-layer", "mlp-rms-leaky"):
-            assert info.steps.max() <= 8
+            assert info.steps.max() <= (8 if precision != "float64" else 15)
         assert info.steps.double().mean() < picard.steps.double().mean()
+
+
+@pytest.mark.parametrize("size", [57, 64, 121])
+@pytest.mark.parametrize("name", ["mlp-tanh", "mlp-swiglu", "gated"])
+@both
+def test_sparse_weights(name, size, precision):
+    """Few large entries in a row, which digits do not hold, but 8 bits do: other products than those of the others."""
+    cell, x = problem_of(name, size)
+    generator = torch.Generator().manual_seed(7)
+    for key, p in cell.named_parameters():
+        if p.dim() == 2 and key != "input_weight":
+            kept = torch.rand(p.shape, generator=generator) < 2.5 / size
+            values = torch.randn(p.shape, dtype=torch.float64, generator=generator) * kept
+            p.data = (0.8 * values / torch.linalg.matrix_norm(values, 2)).float().double()
+    v = cotangents(size)
+    known = truth(cell, x, v)
+    for rows in (slice(None), slice(0, 1), slice(0, 5), slice(0, 17)):
+        with torch.no_grad():
+            z, info = solve(cell.float(), x[rows].detach().float(), precision=precision)
+        assert info.converged.all()
+        assert relative(z, known[0][rows]).max() < 3e-4
+    cell.zero_grad()
+    info = check(cell.float(), x.detach().float(), v.float(), known, 3e-4, precision=precision)
+    assert info.steps.max() <= (9 if has_few_bits() else 60)
+    assert info.adjoint.steps.max() <= (9 if has_few_bits() else 60)
 
 
 @pytest.mark.parametrize("name", ["mlp-swiglu", "mlp-layer", "gated"])
@@ -196,22 +239,24 @@ def test_out_of_steps_between_newton_steps(name, limit, precision):
 @pytest.mark.parametrize("name", ["mlp-tanh", "mlp-swiglu", "mlp-layer", "gated"])
 @both
 def test_a_row_keeps_its_bits(name, size, precision):
-    """Alone, in any batch and on any number of threads, forward and in the adjoint."""
+    """Alone, in any batch and on any number of threads."""
     rows = 53
     cell, x = problem_of(name, size, rows)
     cell = cell.float()
     with torch.no_grad():
         u = cell.inject(x.float())  # once: a library product's bits depend on the batch
-    v = torch.linspace(-1, 1, rows * size).view(rows, size)
 
     def run(places: Tensor, threads: int):
         torch.set_num_threads(threads)
-        leaf = u[places].clone().requires_grad_()
-        z, info = ak.fixed_point(
-            cell.bind_injection(leaf), u.new_zeros(len(places), size), rtol=RTOL, precision=precision, backend="cpu"
-        )
-        (grad,) = torch.autograd.grad(z, leaf, v[places])
-        return z.detach(), info.steps, info.residual, grad
+        with torch.no_grad():
+            z, info = ak.fixed_point(
+                cell.bind_injection(u[places]),
+                u.new_zeros(len(places), size),
+                rtol=RTOL,
+                precision=precision,
+                backend="cpu",
+            )
+        return z, info.steps, info.residual
 
     whole = run(torch.arange(rows), 2)
     assert len(whole[1].unique()) > 1  # rows leave the tile at different steps
@@ -221,5 +266,5 @@ def test_a_row_keeps_its_bits(name, size, precision):
         *((1, torch.arange(n)) for n in (3, 4, 5, 17, 33)),
         *((1, torch.tensor([k])) for k in range(0, rows, 13)),
     ]:
-        for mine, theirs in zip(run(places, threads)[:3], whole[:3], strict=True):
+        for mine, theirs in zip(run(places, threads), whole, strict=True):
             assert torch.equal(mine, theirs[places])
