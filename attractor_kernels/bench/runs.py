@@ -47,12 +47,10 @@ class Plan:
     callables: bool = False  # also maps the package does not know
 
     def cases(self) -> list[tuple[Case, str]]:
-        """Cases and passes in the order they run; float64 is for the headline cell, unless asked for alone."""
+        """Cases and passes in the order they run."""
         found = []
         for cell in self.cells:
             for dtype in self.dtypes:
-                if dtype != HEADLINE[1] and cell != HEADLINE[0] and len(self.cells) > 1 and len(self.dtypes) > 1:
-                    continue
                 for family in self.families:
                     for batch, dim in self.shapes:
                         case = Case(cell, family, batch, dim, dtype)
