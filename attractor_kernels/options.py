@@ -168,9 +168,8 @@ class Auto(Solver):
     to first order. Larger ones, on processors with 8-bit products, take Newton steps: the equations
     (1 - J) d = f(z) - z are solved roughly, in 8 bits, with M up to a state of 256 and without beyond, by at most
     `max_steps` products per problem; with a matrix unit float32 iterates are rounded to where products of changes are
-    as good as full ones. `MLPCell` and `GatedCell` in float32, and their adjoints, take Newton steps there too, with
-    their whole J in 8 bits and without M; small states of an `MLPCell` do not. No product between evaluations of f
-    counts as a step. The residual is that of f all the same, and so are tolerance and result. M costs products of as
+    as good as full ones. `MLPCell` and `GatedCell`, and their adjoints, take Newton steps there too, with their whole
+    J in 8 bits and without M; small states of an `MLPCell` do not. No product between evaluations of f counts as a step. The residual is that of f all the same, and so are tolerance and result. M costs products of as
     many rows as the state has entries, and is kept for the next call with the same weights.
 
     Args:
