@@ -165,12 +165,13 @@ class Auto(Solver):
     The fused CPU solves of `AffineCell`, and their adjoints, go nearer at once where there is no damping, for as long
     as a step takes a quarter off the residual: with M, the inverse of 1 - leak - s W for a usual slope s, in place of
     each problem's own (1 - J)^-1. States of up to 56 take z + M (f(z) - z), and the same once more for what that leaves
-    to first order. Larger ones, on processors with 8-bit products, take Newton steps: the equations
-    (1 - J) d = f(z) - z are solved roughly, in 8 bits, with M up to a state of 256 and without beyond, by at most
-    `max_steps` products per problem; with a matrix unit float32 iterates are rounded to where products of changes are
-    as good as full ones. `MLPCell` and `GatedCell`, and their adjoints, take Newton steps there too, with their whole
-    J in 8 bits and without M; small states of an `MLPCell` do not. No product between evaluations of f counts as a step. The residual is that of f all the same, and so are tolerance and result. M costs products of as
-    many rows as the state has entries, and is kept for the next call with the same weights.
+    to first order. Larger ones, on processors with 8-bit products, take Newton steps: the equations (1 - J) d = f(z) -
+    z are solved roughly, in 8 bits, with M up to a state of 256 and without beyond, by at most `max_steps` products per
+    problem; with a matrix unit float32 iterates are rounded to where products of changes are as good as full ones.
+    `MLPCell` and `GatedCell`, and their adjoints, take Newton steps there too, with their whole J in 8 bits and without
+    M; small states of an `MLPCell` do not. No product between evaluations of f counts as a step. The residual is that
+    of f all the same, and so are tolerance and result. M costs products of as many rows as the state has entries, and
+    is kept for the next call with the same weights.
 
     Args:
         history: as in `Anderson`. Default 5.
