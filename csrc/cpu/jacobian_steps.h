@@ -50,7 +50,7 @@ inline void pack_narrow(const Matrix<double> (&matrices)[count], Weights<float> 
   float* w = static_cast<float*>(narrow.get(size_t(elements) * sizeof(float)));
   PackRequest<float> requests[count];
   for (int i = 0; i < count; ++i) {
-    const Matrix<float> copy = narrow_matrix(matrices[i], matrices[i].inputs, w);
+    const Matrix<float> copy = matrix_to_float32(matrices[i], matrices[i].inputs, w);
     requests[i] = {copy, &to[i], false, false, true, true, true};
     w += copy.outputs * copy.inputs;
   }

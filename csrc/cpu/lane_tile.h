@@ -55,6 +55,17 @@ inline void take_sums(int64_t dim, LaneEvaluation<T>& e) {
   e.f2 = sums[1];
 }
 
+// Both forms of a cell's map, of the same arguments.
+template <class Lanes, class Rows>
+struct LanesAndRows {
+  Lanes lanes;
+  Rows rows;
+
+  template <class... Args>
+  explicit LanesAndRows(const Args&... args) : lanes(args...), rows(args...) {}
+  int64_t slot_elements() const { return rows.slot_elements(); }
+};
+
 template <class T, class Map>
 class LaneTile {
   using V = Vec<T>;

@@ -101,9 +101,9 @@ void narrow_derivative(const MlpPlaces& places, const T* from, float* to) {
     const MlpDerivative<T> of = places.of(from);
     const MlpPlaces at = narrow_places(places);
     for (int64_t half = 0; half < places.halves; ++half)
-      narrow_row(of.q + half * places.q_ld<T>(), places.hidden, 1, at.q(to) + half * at.q_ld<float>());
+      row_to_float32(of.q + half * places.q_ld<T>(), places.hidden, at.q(to) + half * at.q_ld<float>());
     if (!places.norm) return;
-    narrow_row(of.n, places.dim, 1, at.n(to));
+    row_to_float32(of.n, places.dim, at.n(to));
     at.rinv(to)[0] = float(of.rinv[0]);
   }
 }
@@ -117,7 +117,7 @@ const float* jacobian_leak(const Weights<T>& leak) {
     thread_local Scratch narrow;
     const int64_t dim = leak.full.outputs;
     float* const to = static_cast<float*>(narrow.get(size_t(round_up(dim, kLanes<float>)) * sizeof(float)));
-    narrow_row(leak.full.data, dim, 1, to);
+    row_to_float32(leak.full.data, dim, to);
     return to;
   }
 }
@@ -133,8 +133,7 @@ class MlpJacobian {
   // first, second: W1 and W2, or W2^T and W1^T for the adjoint. leak: [dim], in whole vectors.
   MlpJacobian(const Weights<float>& first, const Weights<float>& second, const MlpPlaces& places, const float* leak,
               float skip, int norm)
-      : fits_(CoarseProduct::fits(first) && CoarseProduct::fits(second)),
-        first_(first),
+      : first_(first),
         second_(second),
         places_(places),
         leak_(leak),
@@ -144,7 +143,6 @@ class MlpJacobian {
         state_ld_(round_up(places.dim, kLanes<float>) + kLanes<float>) {}
 
   static constexpr bool kSlopes = false;
-  bool fits() const { return fits_; }
   int64_t dim() const { return places_.dim; }
   int64_t constants() const { return places_.at + places_.elements<float>(); }
   int64_t row_bytes() const { return first_.row_bytes(); }
@@ -183,7 +181,7 @@ class MlpJacobian {
       float* const h = middle_ + k * middle_ld_;
       const auto numbers = first_.numbers(unit[k]);
       const float* const a = reinterpret_cast<const float*>(sums_ + k * first_.row_sums());
-      const float* const q = places_.q(const_cast<float*>(rows[k].constants));
+      const float* const q = places_.of(rows[k].constants).q;
       const auto value = [&](int64_t i) { return numbers(a, from[k], i); };
       const Vec<float> most = places_.halves == 2 ? middle<true>(h, q, value) : middle<false>(h, q, value);
       const CoarseUnit counted(largest_lane<float>(most));
@@ -246,7 +244,6 @@ class MlpJacobian {
     return most;
   }
 
-  const bool fits_;
   const CoarseProduct first_, second_;
   const MlpPlaces places_;
   const float* const leak_;

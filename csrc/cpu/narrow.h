@@ -59,13 +59,13 @@ inline Rounded round_to_integer(Vec<float> x) {
 }
 
 // n numbers of float64 as float32, and zeros to whole vectors.
-inline void narrow_row(const double* from, int64_t n, int64_t stride, float* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = float(from[i * stride]);
+inline void row_to_float32(const double* from, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = float(from[i]);
   for (int64_t i = n; i < round_up(n, kLanes<float>); ++i) to[i] = 0;
 }
 
-// A matrix of float64 as float32, its rows `ld` apart; no more than their entries where that is all they have.
-inline Matrix<float> narrow_matrix(const Matrix<double>& m, int64_t ld, float* to) {
+// A matrix of float64 as float32, its rows `ld` apart.
+inline Matrix<float> matrix_to_float32(const Matrix<double>& m, int64_t ld, float* to) {
   for (int64_t i = 0; i < m.outputs; ++i)
     for (int64_t j = 0; j < m.inputs; ++j) to[i * ld + j] = float(m.data[i * m.output_stride + j * m.input_stride]);
   return {to, m.outputs, m.inputs, ld, 1};

@@ -32,16 +32,15 @@ struct NewtonSteps {
 #if AK_HAS_INT8
 
 // Of an Operator:
-//   kSlopes                                  J = leak + slope times what it multiplies by, or else J itself
-//   bool fits(); int64_t dim()
-//   int64_t constants()                      floats of what J of a row is made of
-//   int64_t row_bytes(), row_sums()          of a row of integers, in bytes and at least round_up(dim(), 64), and of
-//   what
-//                                            comes of it, in words
-//   bool takes_signed(int n)                 integers of n rows; else 128 more than they stand for
-//   void lay(Pieces&, int n)                 memory of its own
+//   kSlopes                               J = leak + slope times what it multiplies by, or else J itself
+//   int64_t dim()
+//   int64_t constants()                   floats of what J of a row is made of
+//   int64_t row_bytes(), row_sums()       of a row of integers, at least round_up(dim(), 64), and words of what comes
+//                                         of it
+//   bool takes_signed(int n)              integers of n rows; else 128 more than they stand for
+//   void lay(Pieces&, int n)              memory of its own
 //   void apply(int n, const uint8_t*, int32_t*, const CoarseRow*)
-//   auto numbers(float unit)                 (out, r, i): a vector of what apply has made of r
+//   auto numbers(float unit)              (out, r, i): a vector of what apply has made of r
 template <class Operator>
 class NewtonSteps<float, Operator, true> {
   static constexpr int kGroup = 4;        // rows whose lanes are added together
@@ -52,7 +51,7 @@ class NewtonSteps<float, Operator, true> {
   explicit NewtonSteps(const Operator& product, float shift = 0)
       : shift_(shift), product_(product), dim_(product.dim()), ld_(round_up(dim_, kLanes<float>) + kLanes<float>) {}
 
-  bool fits() const { return product_.fits(); }
+  bool fits() const { return product_.fits(); }  // of CoarseProduct
   int64_t dim() const { return dim_; }
 
   // Squared fall of a row's residual to aim at. What 8 bits and the curvature of f leave of it is mostly more, from a

@@ -37,7 +37,7 @@ class NewtonSteps<double, Operator, true> {
     float* const narrow_leak = none + ld;
     std::memset(none, 0, size_t(ld) * sizeof(float));
     std::memset(slope, 0, size_t(ld) * sizeof(double));
-    if (leak != nullptr) narrow_row(narrow_leak, [&](int64_t i) { return load(leak + i); });
+    if (leak != nullptr) row_to_float32(leak, dim_, narrow_leak);
     Correction<float> of[kMaxTile];
     Travel<float> travel[kMaxTile];
     float scale[kMaxTile];

@@ -262,9 +262,9 @@ inline void pack_coarse(const AffineProblem<double>& p, AffineWeights<double>& w
   thread_local Scratch narrow, packed;
   const int64_t dim = p.dim, ld = round_up(dim, kLanes<float>);
   float* const w = static_cast<float*>(narrow.get(size_t((dim + 1) * ld) * sizeof(float)));
-  const Matrix<float> weight = narrow_matrix(p.weight, ld, w);
+  const Matrix<float> weight = matrix_to_float32(p.weight, ld, w);
   float* const leak = w + dim * ld;
-  if (p.leak != nullptr) narrow_row(p.leak, dim, 1, leak);
+  if (p.leak != nullptr) row_to_float32(p.leak, dim, leak);
   // Of rows there are none: only whether they have a scale is asked for.
   const AffineProblem<float> problem{.rows = 0,
                                      .dim = dim,
@@ -508,16 +508,8 @@ class AffineLanes {
   const Slopes slopes_;  // null: not by f
 };
 
-// For rows side by side and, when few are left, for these row by row.
 template <class T>
-struct AffineBoth {
-  AffineLanes<T> lanes;
-  AffineMap<T> rows;
-
-  AffineBoth(const AffineProblem<T>& problem, const AffineWeights<T>& weights)
-      : lanes(problem, weights), rows(problem, weights) {}
-  int64_t slot_elements() const { return rows.slot_elements(); }
-};
+using AffineBoth = LanesAndRows<AffineLanes<T>, AffineMap<T>>;
 
 template <class T>
 void solve(const AffineProblem<T>& problem, const SolveOptions& options, const SolveResult<T>& result,

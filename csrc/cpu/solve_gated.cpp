@@ -22,7 +22,7 @@ struct Pairs {
   // c, q1 and q2 of J, as floats.
   void narrow_derivative(const T* from, float* to) const {
     if constexpr (sizeof(T) == 8)
-      for (int k = 0; k < 3; ++k) narrow_row(from + k * ld, dim, 1, to + k * round_up(dim, kLanes<float>));
+      for (int k = 0; k < 3; ++k) row_to_float32(from + k * ld, dim, to + k * round_up(dim, kLanes<float>));
   }
   void clear(T* pair) const { std::memset(pair, 0, size_t(product) * sizeof(T)); }
 
@@ -30,6 +30,20 @@ struct Pairs {
   const int64_t ld;
   const int64_t product;  // elements of a product's pair
 };
+
+// [q1 w, q2 w], and its largest entries in size. The first half in whole vectors reaches into the second, which is
+// written after it.
+template <class T>
+inline Vec<T> scale_pair(const T* w, const T* q, T* out, const Pairs<T>& pairs) {
+  Vec<T> most{};
+  for (int half = 0; half < 2; ++half)
+    for (int64_t i = 0; i < pairs.ld; i += kLanes<T>) {
+      const Vec<T> v = load(q + half * pairs.ld + i) * load(w + i);
+      store(out + half * pairs.dim + i, v);
+      most = VecOps<T>::max(most, VecOps<T>::abs(v));
+    }
+  return most;
+}
 
 // W = W' + D, with the diagonals of W's halves in D where they stand out of their rows (a symmetric W, a leak): W' is
 // what is multiplied then, also in few bits, which would hold little but the diagonals.
@@ -40,6 +54,14 @@ struct GatedWeights {
 
   const T* gate() const { return diagonal[0].full.data; }
   const T* candidate() const { return diagonal[1].full.data; }
+  // c + q1 D_s + q2 D_c in the place of c, which q1 and q2 follow.
+  void add_diagonals(T* c, const Pairs<T>& pairs) const {
+    const T *const q1 = c + pairs.ld, *const q2 = q1 + pairs.ld;
+    for (int64_t i = 0; i < pairs.ld; i += kLanes<T>) {
+      const Vec<T> more = fma<T>(load(q2 + i), load(candidate() + i), load(c + i));
+      store(c + i, fma<T>(load(q1 + i), load(gate() + i), more));
+    }
+  }
 };
 
 // By two entries beside each of the diagonal's.
@@ -72,10 +94,9 @@ class GatedJacobian {
  public:
   // weight: W, transposed for the adjoint. A row's constants have c, q1 and q2 from `at` on, in whole vectors.
   GatedJacobian(const Weights<float>& weight, const Pairs<float>& pairs, int64_t at)
-      : weight_(weight), product_(weight), dim_(pairs.dim), ld_(pairs.ld), at_(at) {}
+      : product_(weight), pairs_(pairs), dim_(pairs.dim), ld_(pairs.ld), at_(at) {}
 
   static constexpr bool kSlopes = false;
-  bool fits() const { return CoarseProduct::fits(weight_); }
   int64_t dim() const { return dim_; }
   int64_t constants() const { return at_ + 3 * ld_; }
   int64_t row_bytes() const { return adjoint ? round_up(dim_, 64) : product_.row_bytes(); }
@@ -84,7 +105,7 @@ class GatedJacobian {
   void lay(Pieces& pieces, int n) {
     const int64_t rows = round_up(n, kUnitRows);
     if constexpr (adjoint) {
-      pair_ = pieces.take<float>(round_up(2 * dim_, kLanes<float>) + kLanes<float>);
+      pair_ = pieces.take<float>(pairs_.product);
       bytes_ = pieces.take<uint8_t>(rows * product_.row_bytes());
     } else {
       sums_ = pieces.take<int32_t>(rows * product_.row_sums());
@@ -125,24 +146,13 @@ class GatedJacobian {
  private:
   // The integers of [q1 r, q2 r], and what they count in.
   float scale_row(const CoarseRow& row, bool is_signed, uint8_t* to) const {
-    const float *const r = row.r, *const q = row.constants + at_ + ld_;
-    Vec<float> most{};
-    for (int half = 0; half < 2; ++half) {
-      float* const out = pair_ + half * dim_;
-      const float* const by = q + half * ld_;
-      for (int64_t i = 0; i < dim_; i += kLanes<float>) {
-        const Vec<float> v = load(by + i) * load(r + i);
-        store(out + i, v);
-        most = VecOps<float>::max(most, VecOps<float>::abs(v));
-      }
-    }
-    const CoarseUnit unit(largest_lane<float>(most));
+    const CoarseUnit unit(largest_lane<float>(scale_pair(row.r, row.constants + at_ + ld_, pair_, pairs_)));
     take_bytes(pair_, 2 * dim_, unit, is_signed, to);
     return unit.unit;
   }
 
-  const Weights<float>& weight_;
   const CoarseProduct product_;
+  const Pairs<float> pairs_;
   const int64_t dim_, ld_, at_;
   float* pair_ = nullptr;
   uint8_t* bytes_ = nullptr;
@@ -240,14 +250,6 @@ class GatedMap {
   JacobianSteps<T, GatedJacobian<false>> newton_;
 };
 
-// [q1 w, q2 w]. The first half in whole vectors reaches into the second, which is written after it.
-template <class T>
-void scale_pair(const T* w, const T* q, T* out, const Pairs<T>& pairs) {
-  for (int half = 0; half < 2; ++half)
-    for (int64_t i = 0; i < pairs.ld; i += kLanes<T>)
-      store(out + half * pairs.dim + i, load(q + half * pairs.ld + i) * load(w + i));
-}
-
 // c x + v plus, adjoint, a; else q1 a_s + q2 a_c.
 template <class T, bool adjoint, Watch watch>
 void linear_row(Evaluation<T>& e, const T* a, const Pairs<T>& pairs) {
@@ -290,12 +292,7 @@ class GatedLinearMap {
     copy_padded(constants, problem_.v + row * dim, dim, ld);
     copy_padded(constants + ld, problem_.c + row * dim, dim, ld);
     pairs_.load_constants(constants + 2 * ld, problem_.q, row);
-    T *const c = constants + ld, *const q1 = c + ld, *const q2 = q1 + ld;
-    const T *const d_s = weights_.gate(), *const d_c = weights_.candidate();
-    for (int64_t i = 0; i < ld; i += kLanes<T>) {
-      const Vec<T> more = fma<T>(ak::AK_ISA::load(q2 + i), ak::AK_ISA::load(d_c + i), ak::AK_ISA::load(c + i));
-      store(c + i, fma<T>(ak::AK_ISA::load(q1 + i), ak::AK_ISA::load(d_s + i), more));
-    }
+    weights_.add_diagonals(constants + ld, pairs_);
     pairs_.clear(product(constants));
   }
 

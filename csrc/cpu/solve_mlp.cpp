@@ -75,7 +75,7 @@ HiddenPass<T> hidden_pass(int activation) {
   });
 }
 
-// f = leak x + norm(a + base + skip x), base = skip u + b2; a may be f. derivative: to where n and rinv of the norm go,
+// f = leak x + norm(a + base + skip x), base = skip u + b2; a may be f. to_n, to_rinv: where those of the norm go,
 // where that is asked for.
 template <class T, int norm, Watch watch>
 void output_row(Evaluation<T>& e, const T* a, const T* base, const T* leak_row, T skip, T eps, int64_t dim,
@@ -279,15 +279,8 @@ class MlpLanes {
   const Activate activate_;
 };
 
-// For rows side by side and, when few are left, for these row by row.
 template <class T>
-struct MlpBoth {
-  MlpLanes<T> lanes;
-  MlpMap<T> rows;
-
-  MlpBoth(const MlpProblem<T>& problem, const PackedMlp<T>& packed) : lanes(problem, packed), rows(problem, packed) {}
-  int64_t slot_elements() const { return rows.slot_elements(); }
-};
+using MlpBoth = LanesAndRows<MlpLanes<T>, MlpMap<T>>;
 
 // Whether rows side by side are sooner done of a small problem: they fill the lanes.
 template <class T>

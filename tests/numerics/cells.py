@@ -52,6 +52,14 @@ SPREAD = 0.6
 SMALL = {"affine-relu2": 0.2, "mlp-relu2": 0.35, "mlp-layer": 0.5, "mlp-rms": 0.5, "mlp-rms-leaky": 0.35}
 
 
+def solve_places(cell: Any, u: Tensor, places: Tensor, **options: Any) -> tuple[Tensor, ...]:
+    """What a solve from zero of these rows of u = cell.inject(x) gives, all there is."""
+    with torch.no_grad():
+        z0 = u.new_zeros(len(places), cell.state_dim)
+        z, info = ak.fixed_point(cell.bind_injection(u[places]), z0, **options)
+    return z, info.steps, info.residual, info.status
+
+
 def make_cell(name: str, size: int, inputs: int, dtype: torch.dtype, seed: int = 0) -> nn.Module:
     """A contracting cell of this form; the same values (rounded) in every dtype."""
     form, generator = FORMS[name], torch.Generator().manual_seed(seed + 31 * size)

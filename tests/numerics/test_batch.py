@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cells import KINDS, make_cell
+from cells import KINDS, make_cell, solve_places
 from maps import BACKENDS, FLOATS, HALVES, SOLVERS, assert_same_bits, family
 
 import attractor_kernels as ak
@@ -83,17 +83,8 @@ def test_fused_rows_alone_and_anywhere(backend, kind, dtype, solver):
     with torch.no_grad():
         u = cell.inject(x)  # once: a library product's bits depend on the batch
 
-    def solve(rows):
-        with torch.no_grad():
-            z, info = ak.fixed_point(
-                cell.bind_injection(u[rows]),
-                x.new_zeros(len(rows), size),
-                solver=solver,
-                rtol=rtol,
-                max_steps=60,
-                backend=backend,
-            )
-        return z, info.steps, info.residual, info.status
+    def solve(places):
+        return solve_places(cell, u, places, solver=solver, rtol=rtol, max_steps=60, backend=backend)
 
     everything = solve(torch.arange(rows))
     if dtype not in HALVES:
